@@ -1,0 +1,67 @@
+#pragma once
+/// \file
+/// The error types of the library. A message reads "module::function: what was required, got what came".
+
+#include <stdexcept>
+#include <string>
+
+namespace paperlab {
+
+/// Base of every error that the library throws on purpose.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A tensor or array has the wrong number of dimensions or the wrong sizes.
+class ShapeError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// An element type is not one that the function accepts.
+class DTypeError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Operands live on different devices, or on one that the function does not serve.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A value lies outside what the function accepts.
+class ValueError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The request is valid but this build or machine cannot serve it.
+class UnsupportedError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The operating system refused a file operation (missing, not writable, disk full).
+class IoError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A CUDA call failed.
+class CudaError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Throws E with the message "<function>: <required>, got <got>" unless `condition` holds.
+template <class E>
+void require(bool condition, const char* function, const std::string& required,
+             const std::string& got) {
+  if (!condition) {
+    throw E(std::string(function) + ": " + required + ", got " + got);
+  }
+}
+
+}  // namespace paperlab

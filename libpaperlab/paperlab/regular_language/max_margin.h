@@ -1,0 +1,29 @@
+#pragma once
+/// \file
+/// Hard-margin separation without a bias, solved exactly.
+/// Source: Huang, Liang, Yang, "How Transformers Learn Regular Language Recognition", ICML 2025, Thm 4.4
+/// (u* = argmin |u| subject to y_n <u, z_n> >= 1).
+
+#include <cstddef>
+#include <vector>
+
+namespace paperlab::regular_language {
+
+struct MaxMargin {
+  std::vector<double> direction;  ///< [D] unit vector v maximizing min_n y_n <v, z_n>.
+  double margin = 0.0;            ///< min_n y_n <direction, z_n>, in the units of the features; > 0.
+  double gap = 0.0;               ///< Relative duality gap of |u*|^2, in 0..1e-10.
+};
+
+/// Finds the max-margin direction of N labelled feature vectors.
+///
+/// \param features  row-major [N, D], finite; D = features.size() / labels.size().
+/// \param labels    [N], each +1 or -1.
+/// \throws ShapeError  if labels is empty or features.size() is not a positive multiple of N.
+/// \throws ValueError  if a label is not +-1, a feature is not finite, or the data are not separable
+///                     through the origin (a zero row is not); the last message says "separable".
+///
+/// Deterministic, single-threaded; always ends. Wolfe's minimum-norm-point algorithm in long double.
+MaxMargin max_margin(const std::vector<double>& features, const std::vector<double>& labels);
+
+}  // namespace paperlab::regular_language
