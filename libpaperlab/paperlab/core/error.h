@@ -5,52 +5,54 @@
 #include <stdexcept>
 #include <string>
 
+#include "paperlab/core/export.h"
+
 namespace paperlab {
 
 /// Base of every error that the library throws on purpose.
-class Error : public std::runtime_error {
+class PAPERLAB_API Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
 /// A tensor or array has the wrong number of dimensions or the wrong sizes.
-class ShapeError : public Error {
+class PAPERLAB_API ShapeError : public Error {
  public:
   using Error::Error;
 };
 
 /// An element type is not one that the function accepts.
-class DTypeError : public Error {
+class PAPERLAB_API DTypeError : public Error {
  public:
   using Error::Error;
 };
 
 /// Operands live on different devices, or on one that the function does not serve.
-class DeviceError : public Error {
+class PAPERLAB_API DeviceError : public Error {
  public:
   using Error::Error;
 };
 
 /// A value lies outside what the function accepts.
-class ValueError : public Error {
+class PAPERLAB_API ValueError : public Error {
  public:
   using Error::Error;
 };
 
 /// The request is valid but this build or machine cannot serve it.
-class UnsupportedError : public Error {
+class PAPERLAB_API UnsupportedError : public Error {
  public:
   using Error::Error;
 };
 
 /// The operating system refused a file operation (missing, not writable, disk full).
-class IoError : public Error {
+class PAPERLAB_API IoError : public Error {
  public:
   using Error::Error;
 };
 
 /// A CUDA call failed.
-class CudaError : public Error {
+class PAPERLAB_API CudaError : public Error {
  public:
   using Error::Error;
 };

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "paperlab/core/export.h"
+
 namespace paperlab::regular_language {
 
 struct MaxMargin {
@@ -24,6 +26,6 @@ struct MaxMargin {
 ///                     through the origin (a zero row is not); the last message says "separable".
 ///
 /// Deterministic, single-threaded; always ends. Wolfe's minimum-norm-point algorithm in long double.
-MaxMargin max_margin(const std::vector<double>& features, const std::vector<double>& labels);
+PAPERLAB_API MaxMargin max_margin(const std::vector<double>& features, const std::vector<double>& labels);
 
 }  // namespace paperlab::regular_language

@@ -1,0 +1,27 @@
+#pragma once
+/// \file
+/// The instruction set that CPU kernels use: the widest that CPUID reports, unless told otherwise.
+
+#include <string>
+
+#include "paperlab/core/export.h"
+
+namespace paperlab {
+
+enum class CpuIsa { kGeneric, kAvx2, kAvx512 };
+
+/// The widest instruction set of this CPU and operating system that the kernels are compiled for.
+PAPERLAB_API CpuIsa detected_cpu_isa();
+
+/// The instruction set in use.
+PAPERLAB_API CpuIsa cpu_isa();
+
+/// Sets the instruction set in use, for the whole process.
+/// \param name  "generic", "avx2", "avx512" or "auto" (what was detected).
+/// \throws ValueError  if `name` is none of these; UnsupportedError if this CPU lacks it.
+PAPERLAB_API void set_cpu_isa(const std::string& name);
+
+/// "generic", "avx2" or "avx512".
+PAPERLAB_API const char* cpu_isa_name(CpuIsa isa);
+
+}  // namespace paperlab
