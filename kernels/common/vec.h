@@ -38,9 +38,9 @@ inline std::uint8_t greater(Vec8d a, Vec8d b) {
 }
 inline std::uint8_t unordered(Vec8d a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q); }
 // Adds the low 12 bits of n's representation to a's exponent.
-inline Vec8d add_exponent(Vec8d a, Vec8d n) {
-  return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v),
-                                               _mm512_slli_epi64(_mm512_castpd_si512(n.v), 52)))};
+inline Vec8d add_exponent(Vec8d a, Vec8d n) {  // GCC 12 warns about its own _mm512_slli_epi64
+  using Bits = std::uint64_t __attribute__((vector_size(64)));
+  return {(__m512d)((Bits)a.v + ((Bits)n.v << 52U))};
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)

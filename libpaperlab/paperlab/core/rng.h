@@ -41,7 +41,7 @@ PAPERLAB_HD inline PhiloxBlock philox_block(std::uint64_t seed, std::uint64_t st
       static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32U));
 }
 
-/// The uniform double in (0, 1) of 53 bits made of two words; never 0 or 1.
+/// The uniform double in (0, 1) made of 52 bits of two words; never 0 or 1.
 PAPERLAB_HD inline double uniform_of_words(std::uint32_t low, std::uint32_t high) {
   const std::uint64_t bits = (std::uint64_t{high} << 32U | low) >> 12U;
   return (static_cast<double>(bits) + 0.5) * 0x1p-52;

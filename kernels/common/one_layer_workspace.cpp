@@ -1,0 +1,87 @@
+#include "kernels/common/one_layer_workspace.h"
+
+#include <algorithm>
+#include <string>
+
+#include "paperlab/core/error.h"
+
+namespace paperlab::kernels {
+namespace {
+
+// exp(-600) is far above underflow: up to this spread of logits every string's Z is accurate.
+constexpr double kMaxSpread = 600.0;
+
+}  // namespace
+
+OneLayerWorkspace::OneLayerWorkspace(int max_length)
+    : max_length_(max_length), stride_(static_cast<std::size_t>((2 * max_length + 7) / 8 * 8)) {
+  const std::size_t size = 2 * static_cast<std::size_t>(max_length) * stride_;
+  e_.resize(size);
+  eu_.resize(size);
+  sums_.resize(size);
+}
+
+std::size_t OneLayerWorkspace::row(int length, int query) const {
+  return static_cast<std::size_t>(embedding_index(length - 1, query)) * stride_;
+}
+
+bool OneLayerWorkspace::begin(const OneLayerParameters& parameters, TableBuilder build) {
+  require<ValueError>(parameters.max_length >= max_length_, "one_layer",
+                      "parameters.max_length must be at least " + std::to_string(max_length_),
+                      std::to_string(parameters.max_length));
+  std::fill(sums_.begin(), sums_.end(), Marginal{0.0, 0.0});
+  double spread = 0.0;
+  for (int length = 1; length <= max_length_; ++length) {
+    for (int query = 0; query < 2; ++query) {
+      const std::ptrdiff_t column = embedding_index(length - 1, query);
+      const double of_query =
+          build(parameters.w + column * 2 * parameters.max_length, parameters.u, 2 * length,
+                embedding_index(length - 1, 1 - query), parameters.attention_scale,
+                e_.data() + row(length, query), eu_.data() + row(length, query));
+      spread = std::max(spread, of_query);
+    }
+  }
+  return spread <= kMaxSpread;
+}
+
+QueryTable OneLayerWorkspace::table(int length, int query) const {
+  return {e_.data() + row(length, query), eu_.data() + row(length, query)};
+}
+
+std::span<Marginal> OneLayerWorkspace::sums(int length, int query) {
+  return {sums_.data() + row(length, query), static_cast<std::size_t>(2 * length)};
+}
+
+void OneLayerWorkspace::add(int length, int query, std::span<const Marginal> part) {
+  const std::span<Marginal> to = sums(length, query);
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    to[i].q += part[i].q;
+    to[i].r += part[i].r;
+  }
+}
+
+void OneLayerWorkspace::finish(const OneLayerParameters& parameters,
+                               const OneLayerGradient& gradient) const {
+  const int width = 2 * parameters.max_length;
+  std::fill_n(gradient.u, width, 0.0);
+  std::fill_n(gradient.w, static_cast<std::ptrdiff_t>(width) * width, 0.0);
+  for (int length = 1; length <= max_length_; ++length) {
+    for (int i = 0; i < 2 * length; ++i) {
+      double of_u[2];
+      for (int query = 0; query < 2; ++query) {
+        const std::size_t at = row(length, query) + static_cast<std::size_t>(i);
+        const std::ptrdiff_t column = embedding_index(length - 1, query);
+        of_u[query] = u_gradient(e_[at], sums_[at]);
+        gradient.w[column * width + i] =
+            w_gradient(e_[at], parameters.u[i], sums_[at], parameters.attention_scale);
+      }
+      gradient.u[i] += of_u[0] + of_u[1];
+    }
+  }
+}
+
+std::size_t OneLayerWorkspace::num_bytes() const {
+  return (e_.capacity() + eu_.capacity()) * sizeof(double) + sums_.capacity() * sizeof(Marginal);
+}
+
+}  // namespace paperlab::kernels
