@@ -39,8 +39,9 @@ Rows checked_rows(const std::vector<double>& features, const std::vector<double>
     if (y != 1.0 && y != -1.0) throw ValueError("max_margin: labels must be +-1, got " + number(y));
   }
   for (const double z : features) {
-    if (!std::isfinite(z))
+    if (!std::isfinite(z)) {
       throw ValueError("max_margin: features must be finite, got " + number(z));
+    }
   }
   Rows rows(features, labels);
   require<ValueError>(rows.norms.minCoeff() > 0, kFunction,
@@ -83,8 +84,7 @@ Matrix close_rows(const Rows& rows, const Vector& unit, Real margin) {
 }
 
 // `unit` in double. Rounding costs the margin about kDoubleRounding |A_n|, which is too much when
-// the margin is below 1e-6 |A_n|; then lengths within 1.5e-14 of 1 are tried for a luckier
-// rounding.
+// it is below 1e-6 |A_n|; then lengths within 1.5e-14 of 1 are tried for a luckier rounding.
 Vector rounded(const Rows& rows, const Vector& unit, Real goal) {
   constexpr int kNudges = 32;
   constexpr Real kMaxWork = 1e9L;  // multiplications, so that large problems end soon
@@ -122,17 +122,15 @@ Real relative_gap(const Rows& rows, const Vector& v, Real bound) {
 MaxMargin max_margin(const std::vector<double>& features, const std::vector<double>& labels) {
   const Rows rows = checked_rows(features, labels);
   Real bound = rows.norms.minCoeff();
-  Real slack = 0;
   std::string found = "a convex combination of the rows y z that is 0 to rounding";
-  for (int attempt = 0; attempt < 2; ++attempt) {
+  // Slack keeps rows much longer than the margin clear of the rounding.
+  for (const Real slack : {0.0L, kDoubleRounding, kDoubleRounding / 32}) {
     LeastDistance problem(rows, (bound * rows.norms.cwiseInverse()).array() + slack);
     if (!problem.solve()) break;
-    bound = std::min(bound, problem.margin_bound());  // also a better scale for a second attempt
+    bound = std::min(bound, problem.margin_bound());  // also a better scale for the next attempt
     found = "no certificate beyond a margin of at most " + number(bound);
     const Vector unit = problem.direction().normalized();
-    const Real unrounded_gap = relative_gap(rows, unit, bound);
-    if (unrounded_gap > kMaxGap) continue;
-    slack = kDoubleRounding;  // a second attempt keeps long rows clear of the rounding
+    if (relative_gap(rows, unit, bound) > kMaxGap) continue;
     const Vector v = rounded(rows, unit, bound * (1 - 0.45L * kMaxGap));
     const Real gap = relative_gap(rows, v, bound);
     if (gap > kMaxGap) continue;

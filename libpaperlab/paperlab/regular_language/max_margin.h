@@ -27,7 +27,7 @@ struct MaxMargin {
 ///                     through the origin (a zero row is not); the last message says "separable".
 ///
 /// Deterministic, single-threaded; always ends. Least-distance programming (Lawson and Hanson 1974,
-/// ch. 23) in long double: O(N D) time a step and about D steps, at most 2000 + 200 D.
+/// ch. 23) in long double: O(N D) time a step and about D steps, at most 3000 + 300 D.
 /// The gap holds for `direction` as returned. In double it can be met when the margin is above
 /// about 1e-7 of the norms of the rows that attain it; data with a smaller margin may count as not
 /// separable.

@@ -1,0 +1,96 @@
+# Flags once, and the functions that declare kernels, modules and papers.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+set(PAPERLAB_PYTHON_DIR ${PROJECT_BINARY_DIR}/python/paperlab)
+
+find_program(PAPERLAB_CCACHE ccache)
+if(PAPERLAB_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${PAPERLAB_CCACHE})
+endif()
+
+# -ffp-contract=off: a fused multiply-add is written where it is meant, so that every instruction
+# set and compiler gives the same bits.
+set(PAPERLAB_CXX_FLAGS -Wall -Wextra -Wpedantic -Werror -ffp-contract=off)
+if(PAPERLAB_SANITIZE)
+  # GCC 12 reports uninitialized values in its own headers under sanitizers.
+  list(APPEND PAPERLAB_CXX_FLAGS -fsanitize=${PAPERLAB_SANITIZE} -fno-sanitize-recover=all
+    -fno-omit-frame-pointer -Wno-maybe-uninitialized)
+  add_link_options(-fsanitize=${PAPERLAB_SANITIZE})
+endif()
+
+add_library(paperlab_flags INTERFACE)
+target_compile_options(paperlab_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${PAPERLAB_CXX_FLAGS}>")
+target_include_directories(paperlab_flags INTERFACE
+  ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/libpaperlab)
+
+set(PAPERLAB_ISA_FLAGS_generic "")
+set(PAPERLAB_ISA_FLAGS_avx2 -mavx2 -mfma)
+set(PAPERLAB_ISA_FLAGS_avx512 -mavx2 -mfma -mavx512f -mavx512dq -mavx512vl -mavx512bw)
+
+# Stops with the missing file's name: a kernel or paper is complete or not there.
+function(paperlab_require what)
+  foreach(file IN LISTS ARGN)
+    if(NOT EXISTS ${PROJECT_SOURCE_DIR}/${file})
+      message(FATAL_ERROR "${what} needs the file ${file}")
+    endif()
+  endforeach()
+endfunction()
+
+# paperlab_objects(<target> [TORCH] <sources>...): an object library that becomes part of
+# libpaperlab.so and, unless TORCH, of the torch-free static library.
+function(paperlab_objects target)
+  cmake_parse_arguments(ARG "TORCH" "" "" ${ARGN})
+  add_library(${target} OBJECT ${ARG_UNPARSED_ARGUMENTS})
+  target_link_libraries(${target} PRIVATE paperlab_flags)
+  if(ARG_TORCH)
+    target_link_libraries(${target} PRIVATE paperlab::torch)
+    set_property(GLOBAL APPEND PROPERTY PAPERLAB_TORCH_OBJECTS ${target})
+  else()
+    set_property(GLOBAL APPEND PROPERTY PAPERLAB_FREE_OBJECTS ${target})
+  endif()
+endfunction()
+
+# paperlab_add_kernel(<kernel> BACKENDS cpu [cuda]): kernels/<kernel>/ with the dispatch file, the
+# reference, cpu.cpp once per instruction set, cuda.cu if declared and found.
+function(paperlab_add_kernel kernel)
+  cmake_parse_arguments(ARG "" "" "BACKENDS" ${ARGN})
+  set(dir kernels/${kernel})
+  paperlab_require("kernel ${kernel}" ${dir}/${kernel}.h ${dir}/${kernel}.cpp ${dir}/reference.cpp
+    ${dir}/README.md tests/kernels/${kernel}_test.cpp bench/kernels/${kernel}_bench.cpp)
+  paperlab_objects(kernel_${kernel} ${kernel}/${kernel}.cpp ${kernel}/reference.cpp)
+  if(cpu IN_LIST ARG_BACKENDS)
+    paperlab_require("kernel ${kernel}" ${dir}/cpu.h ${dir}/cpu.cpp)
+    foreach(isa generic avx2 avx512)
+      paperlab_objects(kernel_${kernel}_${isa} ${kernel}/cpu.cpp)
+      target_compile_definitions(kernel_${kernel}_${isa} PRIVATE PAPERLAB_ISA=${isa})
+      target_compile_options(kernel_${kernel}_${isa} PRIVATE ${PAPERLAB_ISA_FLAGS_${isa}})
+    endforeach()
+  endif()
+  if(cuda IN_LIST ARG_BACKENDS)
+    paperlab_require("kernel ${kernel}" ${dir}/cuda.h ${dir}/cuda.cu)
+    if(PAPERLAB_HAS_CUDA)
+      target_sources(kernel_${kernel} PRIVATE ${kernel}/cuda.cu)
+      target_compile_options(kernel_${kernel} PRIVATE
+        "$<$<COMPILE_LANGUAGE:CUDA>:${PAPERLAB_CUDA_FLAGS}>")
+    endif()
+  endif()
+endfunction()
+
+# paperlab_add_paper(<paper>): what every paper has; its module is declared in libpaperlab.
+function(paperlab_add_paper paper)
+  string(REPLACE "_" "-" name ${paper})
+  paperlab_require("paper ${paper}" libpaperlab/paperlab/${paper} tests/paperlab/${paper}
+    bindings/python/paperlab/${paper}.py bindings/src/${paper}.cpp experiments/${paper}/main.cpp
+    experiments/${paper}/config.json experiments/${paper}/README.md)
+  add_executable(driver_${paper} ${paper}/main.cpp)
+  set_target_properties(driver_${paper} PROPERTIES OUTPUT_NAME ${name})
+  target_link_libraries(driver_${paper} PRIVATE paperlab_flags paperlab_experiments paperlab_library)
+  add_dependencies(paperlab_run driver_${paper})
+endfunction()

@@ -1,0 +1,26 @@
+#pragma once
+/// \file
+/// Logistic loss of even pairs on all binary strings, as a differentiable operator.
+/// Source: Huang, Liang, Yang, ICML 2025, Sec. 3 (loss).
+
+#include <ATen/core/Tensor.h>
+
+#include "paperlab/core/export.h"
+
+namespace paperlab::ops {
+
+/// sum over L = 1..Lmax of the mean over all 2^L strings of log(1 + exp(-y T)), with y = +1 iff the
+/// first token equals the last and T the score of the one-layer transformer (u, w).
+///
+/// \param u  [2 Lmax], float64, CPU; entry 2(l-1)+s for token s at position l. Lmax <= 24.
+/// \param w  [2 Lmax keys, 2 Lmax queries], float64, CPU, any strides.
+/// \param attention_scale  divides the logits; finite, > 0.
+/// \return   [] float64; differentiable once with respect to u and w.
+/// \throws c10::ValueError / c10::TypeError  (Python: ValueError, TypeError) naming the argument.
+///
+/// Registered as `paperlab::even_pairs_loss`. Runs the fold kernel: O(2^Lmax) time, at most 1 MiB of
+/// its own memory. The same bits for any number of threads.
+PAPERLAB_API at::Tensor even_pairs_loss(const at::Tensor& u, const at::Tensor& w,
+                                        double attention_scale);
+
+}  // namespace paperlab::ops
