@@ -18,11 +18,12 @@ from typing import NoReturn
 
 SCHEMA = 1
 VERDICTS = ("holds", "fails", "not tested at this scale")
-RELATIONS = ("<", "<=", ">", ">=", "==", "within", "outside")
 KEYS = (
-    "schema paper preset config commit environment seconds series scalars claims".split()
-)  # of result.json, all required
-CLAIM_KEYS = "id statement source published measured relation bound verdict why".split()
+    *("schema", "paper", "preset", "config", "commit", "environment", "seconds"),
+    *("series", "scalars", "claims"),
+)
+CLAIM_TEXTS = ("id", "statement", "source", "relation", "why")
+CLAIM_KEYS = (*CLAIM_TEXTS, "published", "measured", "bound", "verdict")
 
 Json = dict[str, object]
 
@@ -157,7 +158,7 @@ def _claims(path: Path, value: object) -> list[Claim]:
             raise InputError(
                 f"{path}: claim {brief(item['id'])}: unknown verdict {brief(item['verdict'])}"
             )
-        texts = {key: _text(path, item, key) for key in CLAIM_KEYS[:3] + ["relation", "why"]}
+        texts = {key: _text(path, item, key) for key in CLAIM_TEXTS}
         claims.append(
             Claim(
                 published=item["published"],

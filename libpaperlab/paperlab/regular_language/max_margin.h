@@ -23,8 +23,7 @@ struct MaxMargin {
 /// \param labels    [N], each +1 or -1.
 /// \throws ShapeError  if labels is empty or features.size() is not a positive multiple of N.
 /// \throws ValueError  if a label is not +-1, a feature is not finite, or the data are not
-/// separable
-///                     through the origin (a zero row is not); the last message says "separable".
+///                     separable through the origin (a zero row is not; "separable" is in what()).
 ///
 /// Deterministic, single-threaded; always ends. Least-distance programming (Lawson and Hanson 1974,
 /// ch. 23) in long double: O(N D) time a step and about D steps, at most 3000 + 300 D.

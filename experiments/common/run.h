@@ -1,0 +1,82 @@
+#pragma once
+/// \file
+/// The face of the experiment harness: a driver is a Config, a function per row, and `run_main`.
+///
+///   struct Config {
+///     double learning_rate = 0.1;
+///     void fields(auto&& visit) { visit("learning_rate", learning_rate); }
+///   };
+///   void reproduce(const Config& config, paperlab::experiments::Run& run) {
+///     run.row("F1", [&] { run.claim("C1", measure(config)); });
+///   }
+///   int main(int argc, char** argv) {
+///     return paperlab::experiments::run_main<Config>(argc, argv, "my-paper", reproduce);
+///   }
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "experiments/common/field.h"
+
+namespace paperlab::experiments {
+
+/// What a driver reports to. Rows are evaluated one by one and must not depend on one another's
+/// variables: a resumed run skips those that are done.
+class Run {
+ public:
+  struct State;
+  explicit Run(State& state) : state_(state) {}
+
+  /// Runs `body`, unless the row is not asked for or already done, and writes result.json after it.
+  /// What `body` records counts only once it has returned. Work outside of rows is done each time.
+  void row(const std::string& name, const std::function<void()>& body);
+
+  // Within a row's body:
+
+  /// Records columns of equal length, such as {{"step", ...}, {"loss", ...}}. Not finite: null.
+  /// Times belong in columns and names that end in _s, because all else is the same in each run.
+  void series(const std::string& name,
+              const std::vector<std::pair<std::string, std::vector<double>>>& columns);
+  void scalar(const std::string& name, double value);
+  /// Records the measured value of a claim of config.json that is not `timed`.
+  void claim(const std::string& id, double measured);
+  /// Shows how far the row is. Cheap enough for each step of a loop.
+  void progress(std::int64_t done, std::int64_t total);
+  /// A scalar that this row or one before has recorded. \throws ValueError if there is none.
+  double value_of(const std::string& scalar) const;
+
+  // Anywhere:
+
+  const std::string& preset() const;
+  int num_threads() const;             ///< In use by the library: PAPERLAB_NUM_THREADS or all CPUs.
+  const std::string& cpu_isa() const;  ///< In use by the kernels: "generic", "avx2" or "avx512".
+
+ private:
+  State& state_;
+};
+
+/// `run_main` without its type: parses, validates, runs, writes and prints.
+int run_driver(int argc, const char* const* argv, const char* paper,
+               const std::vector<Field>& fields, const std::function<void(Run&)>& reproduce);
+
+/// Prints the exception being handled as one line on stderr and returns the exit code for it.
+int report_failure() noexcept;
+
+/// A driver's whole main(). Exit codes: 0 done (whatever the verdicts), 1 failed, 2 wrong command
+/// line, configuration or result schema, 130 Ctrl-C.
+template <class Config>
+int run_main(int argc, char** argv, const char* paper,
+             void (*reproduce)(const Config&, Run&)) noexcept {
+  try {
+    Config config;
+    return run_driver(argc, argv, paper, fields_of(config),
+                      [&](Run& run) { reproduce(config, run); });
+  } catch (...) {
+    return report_failure();
+  }
+}
+
+}  // namespace paperlab::experiments

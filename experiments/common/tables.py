@@ -1,0 +1,221 @@
+"""Rewrites the marked tables of every README.md from the committed results.
+
+    python experiments/common/tables.py [--check]
+
+A mark stands alone on its line, and what lies between the two is ours:
+
+    <!-- table: claims regular-language small -->   experiments/<p>/results/<preset>.json
+    <!-- table: bench regular-language -->          bench/results/<machine>/<paper>.json
+    <!-- /table -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from result_file import (
+    InputError,
+    brief,
+    describe,
+    folder_of,
+    format_criterion,
+    format_measured,
+    format_value,
+    number,
+    one_line,
+    read_object,
+    read_result,
+    write_whole,
+)
+
+OPEN = re.compile(r"<!-- table:(.*)-->")
+CLOSE = "<!-- /table -->"
+BUILT = ("build", "dist", "results", "node_modules")  # at the root: not sources
+BENCH_COLUMNS = {
+    "case": "case",
+    "ours_us": "ours, us",
+    "baseline_us": "baseline, us",
+    "ratio": "ratio",
+    "target": "target",
+    "ns_per_string": "ns per string",
+    "share_of_fma_roof": "share of FMA roof",
+    "spread_percent": "spread",
+    "noisy": "noisy",
+}
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where results are looked for."""
+
+    experiments: Path
+    bench: Path
+
+
+def readmes(root: Path) -> Iterator[Path]:
+    """Every README.md of the tree, without what is built, fetched or hidden."""
+    for folder, subfolders, files in os.walk(root):
+        here = Path(folder)
+        built = BUILT if here == root else ()
+        subfolders[:] = sorted(s for s in subfolders if s[0] != "." and s not in built)
+        if "README.md" in files:
+            yield here / "README.md"
+
+
+def rewritten(path: Path, text: str, roots: Roots) -> tuple[str, list[str]]:
+    """The text with fresh tables, and the marks whose tables were stale."""
+    output: list[str] = []
+    stale: list[str] = []
+    lines = iter(enumerate(text.splitlines(), 1))
+    for at, line in lines:
+        output.append(line)
+        mark = OPEN.fullmatch(line.strip())
+        if mark is None:
+            continue
+        old = []
+        for _, inner in lines:
+            if inner.strip() == CLOSE:
+                break
+            if OPEN.fullmatch(inner.strip()):
+                raise InputError(f"{path}: line {at}: the table has no {CLOSE}")
+            old.append(inner)
+        else:
+            raise InputError(f"{path}: line {at}: the table has no {CLOSE}")
+        try:
+            new = table(mark[1].split(), roots)
+        except InputError as error:
+            raise InputError(f"{path}: line {at}: {error}") from error
+        if new != old:
+            stale.append(mark[1].strip())
+        output += [*new, CLOSE]
+    return "\n".join(output) + "\n" * text.endswith("\n"), stale
+
+
+def table(words: Sequence[str], roots: Roots) -> list[str]:
+    """The lines between the marks; a blank line keeps Markdown from joining them."""
+    match words:
+        case ["claims", paper, preset]:
+            return ["", *claims_table(roots.experiments, paper, preset), ""]
+        case ["bench", paper]:
+            return ["", *bench_tables(roots.bench, paper), ""]
+    raise InputError(
+        f"unknown table {brief(' '.join(words))}: claims PAPER PRESET or bench PAPER is required"
+    )
+
+
+def claims_table(experiments: Path, paper: str, preset: str) -> list[str]:
+    result = read_result(experiments / folder_of(paper) / "results" / f"{preset}.json")
+    rows = [
+        [
+            claim.id,
+            claim.statement,
+            format_value(claim.published, digits=15),
+            format_measured(claim),
+            format_criterion(claim),
+            claim.verdict,
+            claim.why,
+        ]
+        for claim in result.claims
+    ]
+    return markdown(["id", "claim", "published", "ours", "criterion", "verdict", "why"], rows)
+
+
+def bench_tables(bench: Path, paper: str) -> list[str]:
+    """One table for each machine that has measured the paper."""
+    paths = sorted(bench.glob(f"*/{paper}.json"))
+    if not paths:
+        raise InputError(f"{bench}/<machine>/{paper}.json: no such file")
+    blocks = [bench_table(path) for path in paths]
+    return [line for i, block in enumerate(blocks) for line in ([""] if i else []) + block]
+
+
+def bench_table(path: Path) -> list[str]:
+    value = read_object(path)
+    rows = value.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: rows must be a list of objects")
+    present = [key for key in BENCH_COLUMNS if any(key in row for row in rows)]
+    facts = [value.get(key) for key in ("cpu", "commit", "date")]
+    where = ", ".join(
+        escaped(f"{label}{fact}")
+        for label, fact in zip(("", "commit ", ""), facts, strict=True)
+        if fact
+    )
+    title = f"Machine {escaped(str(value.get('machine') or path.parent.name))}"
+    heads = [BENCH_COLUMNS[key] for key in present]
+    cells = [[bench_cell(key, row.get(key)) for key in present] for row in rows]
+    return [f"{title}: {where}." if where else f"{title}.", "", *markdown(heads, cells)]
+
+
+def bench_cell(key: str, value: object) -> str:
+    measured = number(value)
+    if measured is None or key == "case":
+        return format_value(value)
+    if key == "share_of_fma_roof":
+        return f"{100 * measured:.0f} %"
+    if key == "spread_percent":
+        return f"{measured:.0f} %"
+    if key == "ratio":
+        return f"{measured:.3g}x"
+    if key == "target":
+        return f">= {format_value(value)}x"
+    return format_value(value, digits=3)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    lines += [" | ".join(escaped(cell) or "-" for cell in row) for row in rows]
+    return [f"| {line} |" for line in lines]
+
+
+def escaped(text: str) -> str:
+    """One line that Markdown prints as it stands."""
+    text = re.sub(r"([\\`*|])", r"\\\1", one_line(text))
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def process(root: Path, check: bool) -> list[str]:
+    """Rewrites, or with `check` only compares; one line for each stale table."""
+    roots = Roots(root / "experiments", root / "bench" / "results")
+    found = []
+    for path in readmes(root):
+        text = path.read_text(encoding="utf-8")
+        fresh, stale = rewritten(path, text, roots)
+        found += [f"{path.relative_to(root)}: table {brief(mark)}" for mark in stale]
+        if stale and not check:
+            write_whole(path, fresh.encode())
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="tables.py", description="Rewrites the READMEs' tables.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    parser.add_argument(
+        "--root", type=Path, default=Path(__file__).parents[2], help="the checkout to work on"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        found = process(options.root, options.check)
+    except (InputError, OSError) as error:
+        print(f"tables: {describe(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if options.check and found:
+        advice = "stale, run ./paperlab report --tables"
+        print(f"tables: {'; '.join(found)}: {advice}", file=sys.stderr)
+        return 1
+    for line in found:
+        print(f"{line}: rewritten")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

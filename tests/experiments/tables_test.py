@@ -1,0 +1,190 @@
+"""The READMEs' marked tables: rewritten from committed results, compared by --check."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tables
+from result_file import format_number, format_seconds, format_value
+
+if TYPE_CHECKING:
+    from conftest import Sample
+
+    Run = Callable[..., subprocess.CompletedProcess[str]]
+
+BENCH: dict[str, Any] = {
+    "machine": "desk",
+    "cpu": "A CPU",
+    "commit": "0123abc",
+    "date": "2025-01-02",
+    "rows": [
+        {
+            "case": "fold L=6, 1 thread",
+            "ours_us": 0.5,
+            "baseline_us": 120.25,
+            "ratio": 240.5,
+            "target": 150,
+            "spread_percent": 3.21,
+            "noisy": False,
+            "share_of_fma_roof": 0.123,
+        },
+        {"case": "a|b", "ours_us": None, "noisy": True},
+    ],
+}
+README = """# Sample
+
+<!-- table: claims sample-paper small -->
+old
+<!-- /table -->
+
+text
+
+<!-- table: bench sample-paper -->
+<!-- /table -->
+"""
+
+
+@pytest.fixture
+def root(sample: Sample, tmp_path: Path) -> Path:
+    """A checkout with one README, committed results and one measured machine."""
+    root = tmp_path / "checkout"
+    results = root / "experiments" / "sample_paper" / "results"
+    bench = root / "bench" / "results" / "desk"
+    for folder in (results, bench, root / "build"):
+        folder.mkdir(parents=True)
+    (results / "small.json").write_text(json.dumps(sample.result), encoding="utf-8")
+    (bench / "sample-paper.json").write_text(json.dumps(BENCH), encoding="utf-8")
+    (root / "README.md").write_text(README, encoding="utf-8")
+    (root / "build" / "README.md").write_text(README, encoding="utf-8")
+    return root
+
+
+def test_tables_are_rewritten_and_then_current(root: Path) -> None:
+    assert tables.main(["--root", str(root), "--check"]) == 1
+    assert tables.main(["--root", str(root)]) == 0
+    assert tables.main(["--root", str(root), "--check"]) == 0
+    before = (root / "README.md").stat().st_mtime_ns
+    assert tables.main(["--root", str(root)]) == 0
+    assert (root / "README.md").stat().st_mtime_ns == before
+    assert (root / "build" / "README.md").read_text(encoding="utf-8") == README
+
+
+def test_claims_table(root: Path) -> None:
+    tables.main(["--root", str(root)])
+    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines[2:6] == [
+        "<!-- table: claims sample-paper small -->",
+        "",
+        "| id | claim | published | ours | criterion | verdict | why |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    assert "| C1a | Accuracy is 1 | 1 | 0.99 | >= 0.985 | holds | - |" in lines
+    assert "| C1b | Accuracy is 1 | 1 | 0.9849999999 | >= 0.985 | fails | One sentence. |" in lines
+    untested = "| C3 | Accuracy is 1 | - | - | within [0, 1] | not tested at this scale |"
+    assert f"{untested} One sentence. |" in lines
+    assert not any("<script" in line for line in lines)
+    assert "text" in lines
+
+
+def test_bench_table_has_the_columns_present(root: Path) -> None:
+    tables.main(["--root", str(root)])
+    text = (root / "README.md").read_text(encoding="utf-8")
+    expected = """<!-- table: bench sample-paper -->
+
+Machine desk: A CPU, commit 0123abc, 2025-01-02.
+
+| case | ours, us | baseline, us | ratio | target | share of FMA roof | spread | noisy |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| fold L=6, 1 thread | 0.5 | 120 | 240x | >= 150x | 12 % | 3 % | no |
+| a\\|b | - | - | - | - | - | - | yes |
+
+<!-- /table -->
+"""
+    assert text.endswith(expected)
+
+
+def test_each_machine_has_a_table(root: Path) -> None:
+    other = root / "bench" / "results" / "a-server"
+    other.mkdir()
+    text = json.dumps({"machine": "a-server", "rows": []})
+    (other / "sample-paper.json").write_text(text, encoding="utf-8")
+    tables.main(["--root", str(root)])
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.index("Machine a-server.") < text.index("Machine desk:")
+
+
+def test_check_names_the_stale_file_and_changes_nothing(root: Path, run_script: Run) -> None:
+    done = run_script("tables.py", "--root", root, "--check")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert 'README.md: table "claims sample-paper small"' in done.stderr
+    assert (root / "README.md").read_text(encoding="utf-8") == README
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n<!-- table: claims sample-paper small -->\n", "line 2: the table has no"),
+        (README.replace("<!-- /table -->", "", 1), "line 3: the table has no"),
+        (README.replace("claims", "claim"), 'line 3: unknown table "claim sample-paper small"'),
+        (README.replace("small", "full"), "full.json: No such file"),
+        (README.replace("bench sample", "bench other"), "other-paper.json: no such file"),
+    ],
+)
+def test_wrong_mark_is_one_line(root: Path, run_script: Run, text: str, message: str) -> None:
+    (root / "README.md").write_text(text, encoding="utf-8")
+    done = run_script("tables.py", "--root", root)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+    assert (root / "README.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a|b", "a\\|b"),
+        ("u_1 _x_", "u_1 \\_x\\_"),
+        ("2 * 3\n4", "2 \\* 3 4"),
+        ("<b> & c", "&lt;b> &amp; c"),
+    ],
+)
+def test_markdown_prints_texts_as_they_stand(text: str, expected: str) -> None:
+    assert tables.escaped(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "beside", "expected"),
+    [
+        (231.0, [], "231"),
+        (0.1234567, [], "0.123457"),
+        (0.98499999, [0.985], "0.98499999"),
+        (0.985, [0.985], "0.985"),
+        (3.2e-12, [1e-8], "3.2e-12"),
+        (1.5e300, [], "1.5e300"),
+        (-0.0, [], "0"),
+    ],
+)
+def test_printed_number_stays_on_its_side_of_the_bound(
+    value: float, beside: list[float], expected: str
+) -> None:
+    assert format_number(value, beside) == expected
+
+
+def test_values_and_durations() -> None:
+    assert [format_value(v) for v in (None, True, 7, [1, None], "x")] == [
+        "",
+        "yes",
+        "7",
+        "[1, ]",
+        "x",
+    ]
+    seconds = [None, 0.04, 59.7, 75.2, 4000.0]
+    assert [*map(format_seconds, seconds)] == ["", "0.0 s", "1 min 0 s", "1 min 15 s", "1 h 6 min"]
+
+
+def test_committed_tables_are_current() -> None:
+    assert tables.process(Path(tables.__file__).parents[2], check=True) == []
