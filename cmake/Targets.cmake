@@ -83,13 +83,16 @@ function(paperlab_add_kernel kernel)
   endif()
 endfunction()
 
-# paperlab_add_paper(<paper>): what every paper has; its module is declared in libpaperlab.
+# paperlab_add_paper(<paper> [SOURCES <file>...]): what every paper has; its module is declared in
+# libpaperlab, its driver is main.cpp and the other sources of experiments/<paper>.
 function(paperlab_add_paper paper)
+  cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
+  list(TRANSFORM ARG_SOURCES PREPEND ${paper}/)
   string(REPLACE "_" "-" name ${paper})
   paperlab_require("paper ${paper}" libpaperlab/paperlab/${paper} tests/paperlab/${paper}
     bindings/python/paperlab/${paper}.py bindings/src/${paper}.cpp experiments/${paper}/main.cpp
     experiments/${paper}/config.json experiments/${paper}/README.md)
-  add_executable(driver_${paper} ${paper}/main.cpp)
+  add_executable(driver_${paper} ${paper}/main.cpp ${ARG_SOURCES})
   set_target_properties(driver_${paper} PROPERTIES OUTPUT_NAME ${name})
   target_link_libraries(driver_${paper} PRIVATE paperlab_flags paperlab_experiments paperlab_library)
   add_dependencies(paperlab_run driver_${paper})

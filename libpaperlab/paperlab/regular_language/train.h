@@ -41,6 +41,8 @@ enum class Embedding {
   kTokenPosition,  ///< (token + position) / sqrt(2), embedding_dim = max_length + 2.
 };
 
+enum class Device { kCpu, kCuda };
+
 struct TrainOptions {
   Task task = Task::kEvenPairs;
   int max_length = 6;            ///< Longest string; 2 * base_length - 2 for kParityCot.
@@ -62,6 +64,7 @@ struct TrainOptions {
   bool uniform_weights = false;  ///< Each string counts the same, not each length (method kStrings).
   Embedding embedding = Embedding::kOrthonormal;  ///< Others need method kStrings or kFold.
   int embedding_dim = 0;                          ///< Read by kGaussian alone.
+  Device device = Device::kCpu;                   ///< kCuda serves kStrings and kFold with kGd.
   bool record_w = false;                          ///< Fill History::w_record.
 };
 

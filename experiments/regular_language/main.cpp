@@ -1,0 +1,32 @@
+// Regular languages: even pairs and parity by chain of thought in a one-layer transformer
+// (Huang, Liang, Yang, ICML 2025; figures F1-F10, claims C1-C9 of config.json).
+// Run: regular-language --config experiments/regular_language/config.json --preset small --out DIR
+#include "experiments/regular_language/rows.h"
+
+namespace paperlab::experiments::regular_language {
+namespace {
+
+void reproduce(const Config& config, Run& run) {
+  run.row("F1", [&] { loss(config, run); });
+  run.row("F2", [&] { token_scores(config, run); });
+  run.row("F3", [&] { attention(config, run); });
+  run.row("F4", [&] { norms(config, run); });
+  run.row("F5", [&] { max_margin(config, run); });
+  run.row("F6", [&] { rate(config, run); });
+  run.row("F7", [&] { chain_of_thought(config, run); });
+  run.row("F8", [&] { zero_shot(config, run); });
+  run.row("F9", [&] { softmax_scale(config, run); });
+  run.row("F10", [&] { longer_strings(config, run); });
+  run.row("controls", [&] { controls(config, run); });
+  run.row("every-string", [&] { every_string(config, run, rl::Device::kCpu); });
+  run.row("every-string-gpu", [&] { every_string(config, run, rl::Device::kCuda); });
+}
+
+}  // namespace
+}  // namespace paperlab::experiments::regular_language
+
+int main(int argc, char** argv) {
+  using namespace paperlab::experiments;
+  return run_main<regular_language::Config>(argc, argv, "regular-language",
+                                            regular_language::reproduce);
+}
