@@ -41,10 +41,11 @@ if(NOT TARGET paperlab::torch)
   add_library(paperlab::torch INTERFACE IMPORTED GLOBAL)
   target_include_directories(paperlab::torch SYSTEM INTERFACE
     "${PAPERLAB_TORCH}/torch/include" "${PAPERLAB_TORCH}/torch/include/torch/csrc/api/include")
+  # The runtime of at::parallel_for: the wheel's, since a process must have one only.
+  file(GLOB _paperlab_openmp "${_paperlab_lib}/libgomp*.so*")
   # In this order, kept even where no symbol is used: libpaperlab.so finds them already loaded.
   target_link_libraries(paperlab::torch INTERFACE
     -Wl,--push-state,--no-as-needed "${_paperlab_lib}/libtorch_cpu.so" "${_paperlab_lib}/libc10.so"
-    -Wl,--pop-state)
-  target_link_options(paperlab::torch INTERFACE "-Wl,-rpath,${_paperlab_lib}"
-    "-Wl,--allow-shlib-undefined")
+    ${_paperlab_openmp} -Wl,--pop-state)
+  target_link_options(paperlab::torch INTERFACE "-Wl,--allow-shlib-undefined")
 endif()

@@ -163,7 +163,8 @@ TEST_F(RunTest, OverrideFileIsApplied) {
 
 TEST_F(RunTest, SmokeTestsNoClaim) {
   call({"--preset", "smoke"});
-  for (const Json& claim : result()["claims"]) {
+  const Json claims = result()["claims"];
+  for (const Json& claim : claims) {
     EXPECT_EQ(claim["verdict"], "not tested at this scale");
     EXPECT_NE(claim["why"], "");
   }
@@ -233,7 +234,7 @@ TEST_F(RunTest, MistakesOfADriverAreErrors) {
       {[](Driven&) { throw 3; }, "unknown error"},
   };
   for (const auto& [body, part] : cases) {
-    driver = [&body](const Config&, Driven& run) { body(run); };
+    driver = [&body = body](const Config&, Driven& run) { body(run); };
     expect_failure(1, part, {"--resume", "never"});
   }
 }

@@ -7,7 +7,8 @@
 
 namespace paperlab::ops {
 
-/// Runs tasks through at::parallel_for; inside another parallel region, serially.
+/// Runs tasks through at::parallel_for, each on the next free thread; inside another parallel
+/// region, serially on the calling thread.
 PAPERLAB_API const Executor& torch_executor();
 
 }  // namespace paperlab::ops

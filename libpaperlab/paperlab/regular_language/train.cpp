@@ -117,6 +117,9 @@ class Trainer {
       if (step == options_.num_steps) {
         break;
       }
+      if (options_.on_step) {
+        options_.on_step(step);
+      }
       update(step);
     }
     if (options_.max_length <= kMaxLengthOfW) {

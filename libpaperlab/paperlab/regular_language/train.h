@@ -7,6 +7,7 @@
 /// entry 2(l-1)+s of u and of a row (key) or column (query) of w; logits are w / attention_scale.
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,9 @@ struct TrainOptions {
   int embedding_dim = 0;                          ///< Read by kGaussian alone.
   Device device = Device::kCpu;                   ///< kCuda serves kStrings and kFold with kGd.
   bool record_w = false;                          ///< Fill History::w_record.
+
+  /// Called before each update with the number of updates done; what it throws ends train().
+  std::function<void(std::int64_t step)> on_step;
 };
 
 /// The state after `step[r]` updates, for each record r.

@@ -1,0 +1,52 @@
+#pragma once
+// A block of threads as an algorithm sees it: phases that every thread runs, with a barrier after
+// each. The GPU runs a phase on all threads at once, HostTeam one thread after the other: CPU tests
+// then run the very functions that the GPU runs.
+
+#include <concepts>
+#include <cstddef>
+#include <vector>
+
+#include "paperlab/core/host_device.h"
+
+namespace paperlab::kernels {
+
+// each(phase) calls phase(thread, registers of that thread) for every thread of the block.
+template <class T>
+concept Team = requires(T& team, void (&phase)(int, typename T::Registers&)) {
+  { team.each(phase) } -> std::same_as<void>;
+};
+
+template <class R>
+struct DeviceTeam {
+  using Registers = R;
+
+  int thread;
+  Registers registers;
+
+  template <class Phase>
+  PAPERLAB_HD void each(Phase&& phase) {
+    phase(thread, registers);
+#ifdef __CUDA_ARCH__
+    __syncthreads();
+#endif
+  }
+};
+
+template <class R>
+struct HostTeam {
+  using Registers = R;
+
+  std::vector<Registers> registers;
+
+  explicit HostTeam(int num_threads) : registers(static_cast<std::size_t>(num_threads)) {}
+
+  template <class Phase>
+  void each(Phase&& phase) {
+    for (std::size_t thread = 0; thread < registers.size(); ++thread) {
+      phase(static_cast<int>(thread), registers[thread]);
+    }
+  }
+};
+
+}  // namespace paperlab::kernels

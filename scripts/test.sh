@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+#: Usage: ./paperlab test [--all] [-k EXPRESSION]
+#:
+#: Sets up, builds everything with tests, and runs them all; both runners print their own summary:
+#:   ctest in build/release     C++ tests: unit, smoke, gpu (skipped with a reason without a GPU)
+#:   ctest in build/asan        the torch-free C++ tests under address, undefined, leak sanitizers
+#:   pytest in tests/           Python package, results, faults, launcher, installation
+#:
+#: Options
+#:   --all           also the slow tests, the thread sanitizer on the torch-free build (build/tsan),
+#:                   and the address sanitizer with LibTorch (build/asan_torch)
+#:   -k EXPRESSION   only what matches: pytest's -k, ctest's -R; leaves the sanitizers out
+#:
+#: Exit code: 0 if every runner passed, else 1; all of them run even if the first one fails.
+
+source "$ROOT/scripts/build_tree.sh"
+
+failed=()
+
+# run_ctest PRESET [CTEST-OPTION...]
+run_ctest() {
+  local preset=$1
+  shift
+  printf '== ctest in build/%s\n' "$preset"
+  ctest --test-dir "$ROOT/build/$preset" --output-on-failure --parallel "$(nproc)" "$@" </dev/null ||
+    failed+=("ctest in build/$preset")
+}
+
+# run_sanitizer TREE [CMAKE-OPTION...]
+run_sanitizer() {
+  ensure_configured "$1" develop "${@:2}"
+  ensure_built "$1" all
+  run_ctest "$1" "${ctest_choice[@]}"
+}
+
+run_pytest() {
+  local status=0
+  printf '== pytest\n'
+  (
+    cd "$ROOT"
+    export PYTHONPATH=$ROOT/build/release/python${PYTHONPATH:+:$PYTHONPATH}
+    exec "$PYTHON" -m pytest tests "${pytest_choice[@]}" </dev/null 3>&-
+  ) || status=$?
+  # Exit code 5: nothing matched, which -k EXPRESSION makes normal.
+  if [[ $status -eq 0 || ($status -eq 5 && -v OPTION[k]) ]]; then return 0; fi
+  failed+=(pytest)
+}
+
+parse_options --all -k= -- "$@"
+no_arguments
+ctest_choice=() pytest_choice=()
+[[ -v OPTION[all] ]] || ctest_choice=(-LE slow) pytest_choice=(-m 'not slow')
+if [[ -v OPTION[k] ]]; then
+  ctest_choice+=(-R "${OPTION[k]}")
+  pytest_choice+=(-k "${OPTION[k]}")
+fi
+
+prepare develop all
+run_ctest release "${ctest_choice[@]}"
+run_pytest
+if [[ ! -v OPTION[k] ]]; then
+  run_sanitizer asan
+  if [[ -v OPTION[all] ]]; then
+    run_sanitizer tsan
+    run_sanitizer asan_torch -DPAPERLAB_WITH_TORCH=ON
+  fi
+fi
+if [[ ${#failed[@]} -gt 0 ]]; then
+  printf -v list '%s, ' "${failed[@]}"
+  fail 1 "failed: ${list%, }"
+fi
