@@ -68,8 +68,8 @@ TEST(AffineStringsTest, AStringIsItsRowAndItsColumn) {
         const bool is_columns = column_mask(shape, group.mask[l]) != 0;
         const std::uint8_t eight =
             column_tokens(group, shape, l, static_cast<int>(column / kColumnLanes));
-        const int token = is_columns ? (eight >> (column % kColumnLanes)) & 1
-                                     : row_token(group, shape, l, row);
+        const int token =
+            is_columns ? (eight >> (column % kColumnLanes)) & 1 : row_token(group, shape, l, row);
         ASSERT_EQ(token, affine_token(group, l, i)) << "position " << l << " of string " << i;
       }
     }

@@ -19,8 +19,8 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kLargest = 0x1.62e42fefa39efp+9;      // the last x whose exp is finite
-constexpr double kSmallest = -0x1.6232bdd7abcd2p+9;    // the last x whose exp is normal
+constexpr double kLargest = 0x1.62e42fefa39efp+9;    // the last x whose exp is finite
+constexpr double kSmallest = -0x1.6232bdd7abcd2p+9;  // the last x whose exp is normal
 
 std::vector<double> exp_of(CpuIsa isa, const std::vector<double>& x) {
   const VecProbe probe = vec_probe(isa);

@@ -27,9 +27,9 @@ double probe_sum(const double* a) { return sum(load(a)); }
 }  // namespace
 
 VecProbe vec_probe() {
-  return {probe_exp,          probe_fma, probe_select,   probe_greater,  probe_unordered,
-          probe_add_exponent, probe_add, probe_subtract, probe_multiply, probe_divide,
-          probe_sum};
+  return {probe_exp,       probe_fma,          probe_select, probe_greater,
+          probe_unordered, probe_add_exponent, probe_add,    probe_subtract,
+          probe_multiply,  probe_divide,       probe_sum};
 }
 
 }  // namespace paperlab::kernels::PAPERLAB_ISA

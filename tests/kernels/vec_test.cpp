@@ -119,9 +119,8 @@ TEST_P(VecTest, AddExponentMultipliesByAPowerOfTwo) {
       each_lane([](auto i) { return 0x1.8p52 + 100.0 * (static_cast<double>(i) - 4.0); });
   Lanes y{};
   probe_.add_exponent(a.data(), n.data(), y.data());
-  EXPECT_TRUE(test::has_same_bits(y, each_lane([&](auto i) {
-                                    return std::ldexp(a[i], 100 * (static_cast<int>(i) - 4));
-                                  })));
+  EXPECT_TRUE(test::has_same_bits(
+      y, each_lane([&](auto i) { return std::ldexp(a[i], 100 * (static_cast<int>(i) - 4)); })));
 }
 
 TEST_P(VecTest, SumAddsNeighboursFirst) {

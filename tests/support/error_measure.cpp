@@ -27,11 +27,11 @@ double excess(double actual, long double exact, long double norm, double bound) 
 }  // namespace
 
 testing::AssertionResult is_close(std::span<const double> actual,
-                                    std::span<const long double> exact,
-                                    std::span<const long double> norm, double bound) {
+                                  std::span<const long double> exact,
+                                  std::span<const long double> norm, double bound) {
   if (actual.size() != exact.size() || actual.size() != norm.size()) {
-    return testing::AssertionFailure() << "sizes differ: " << actual.size() << ", "
-                                         << exact.size() << ", " << norm.size();
+    return testing::AssertionFailure()
+           << "sizes differ: " << actual.size() << ", " << exact.size() << ", " << norm.size();
   }
   std::size_t worst = 0;
   double most = 0.0;
@@ -52,7 +52,7 @@ testing::AssertionResult is_close(std::span<const double> actual,
 }
 
 testing::AssertionResult is_close(double actual, long double exact, long double norm,
-                                    double bound) {
+                                  double bound) {
   return is_close(std::span(&actual, 1), std::span(&exact, 1), std::span(&norm, 1), bound);
 }
 
@@ -63,7 +63,7 @@ testing::AssertionResult has_same_bits(std::span<const double> a, std::span<cons
   for (std::size_t i = 0; i < a.size(); ++i) {
     if (std::bit_cast<std::uint64_t>(a[i]) != std::bit_cast<std::uint64_t>(b[i])) {
       return testing::AssertionFailure() << "entry " << i << " of " << a.size() << ": "
-                                           << std::hexfloat << a[i] << " and " << b[i];
+                                         << std::hexfloat << a[i] << " and " << b[i];
     }
   }
   return testing::AssertionSuccess();

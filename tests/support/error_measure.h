@@ -10,12 +10,11 @@ namespace paperlab::test {
 // Passes if |actual[i] - exact[i]| <= bound * norm[i] for all i; else tells the worst entry: its
 // index, both values and the bound. Where norm[i] is 0, actual[i] must be 0.
 testing::AssertionResult is_close(std::span<const double> actual,
-                                    std::span<const long double> exact,
-                                    std::span<const long double> norm, double bound);
+                                  std::span<const long double> exact,
+                                  std::span<const long double> norm, double bound);
 
 // The same for one number.
-testing::AssertionResult is_close(double actual, long double exact, long double norm,
-                                    double bound);
+testing::AssertionResult is_close(double actual, long double exact, long double norm, double bound);
 
 // Passes if the arrays hold the same bits; else tells the first difference.
 testing::AssertionResult has_same_bits(std::span<const double> a, std::span<const double> b);

@@ -28,8 +28,8 @@ struct ExactOneLayer {
   std::vector<long double> u;   // [2 Lmax]
   std::vector<long double> w;   // [2 Lmax queries, 2 Lmax keys]
 
-  // The sums of |c| phi for u, of |c| phi (|u| + S) / lambda for w, of loss + |c| S for the loss, where
-  // S = sum_l phi_l |u_l| of the string is what errors of T are relative to.
+  // The sums of |c| phi for u, of |c| phi (|u| + S) / lambda for w, of loss + |c| S for the loss,
+  // where S = sum_l phi_l |u_l| of the string is what errors of T are relative to.
   long double loss_norm = 0.0L;
   std::vector<long double> u_norm;
   std::vector<long double> w_norm;

@@ -1,5 +1,6 @@
 #pragma once
-// Inputs of the one-layer kernels: random parameters, outputs that start as NaN, families of strings.
+// Inputs of the one-layer kernels: random parameters, outputs that start as NaN, families of
+// strings.
 
 #include <cstdint>
 #include <vector>
