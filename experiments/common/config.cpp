@@ -22,6 +22,7 @@ const std::vector<std::string> kRelations = {"<", "<=", ">", ">=", "==", "within
 
 std::vector<std::string> names_of(const std::vector<Field>& fields) {
   std::vector<std::string> names;
+  names.reserve(fields.size());
   for (const Field& field : fields) {
     names.push_back(field.name);
   }
@@ -185,7 +186,8 @@ void check_claim(const Json& claim, const std::string& where) {
   check_keys(claim, where, kClaimKeys);
   for (const char* key : {"id", "statement", "source", "relation"}) {
     const Json value = claim.value(key, Json());
-    check(value.is_string() && value != "", where + "." + key, "a string", value);
+    check(value.is_string() && !value.get_ref<const std::string&>().empty(), where + "." + key,
+          "a string", value);
   }
   for (const char* key : {"why", "row"}) {
     check(!claim.contains(key) || claim[key].is_string(), where + "." + key, "a string",

@@ -92,7 +92,7 @@ void Records::add_series(const std::string& name, const Columns& columns) {
                        std::to_string(columns.front().second.size()) + " and " +
                        std::to_string(values.size()));
     }
-    require_new(!content.contains(column), "column", name + "/" + column);
+    require_new(!content.contains(column), "column", column);
     Json& numbers = content[column] = Json::array();
     for (const double value : values) {
       numbers.push_back(json_number(value));

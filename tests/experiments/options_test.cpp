@@ -80,7 +80,7 @@ TEST(OptionsTest, HelpFitsAPageAndListsSettingsWithDefaults) {
 }
 
 class EnvironmentTest : public testing::Test {
- protected:
+ public:
   ~EnvironmentTest() override {
     unsetenv("PAPERLAB_NUM_THREADS");
     unsetenv("PAPERLAB_CPU");

@@ -12,9 +12,12 @@ namespace {
 template <class Show>
 std::string printed(bool is_terminal, double interval_s, Show show) {
   std::FILE* file = std::tmpfile();
+  if (file == nullptr) {
+    return "no temporary file";
+  }
   Progress progress(file, is_terminal, interval_s);
   show(progress);
-  std::rewind(file);
+  EXPECT_EQ(std::fseek(file, 0, SEEK_SET), 0);
   std::string text;
   for (int c = std::fgetc(file); c != EOF; c = std::fgetc(file)) {
     text += static_cast<char>(c);

@@ -20,7 +20,7 @@ TEST(RecordsTest, SeriesNeedColumnsOfEqualLengthAndNewNames) {
   PAPERLAB_EXPECT_THROW(records.add_series("x", {{"a", {1, 2}}, {"b", {1}}}), ValueError,
                         "series \"x\": columns must have equal lengths, got 2 and 1");
   PAPERLAB_EXPECT_THROW(records.add_series("x", {{"a", {1}}, {"a", {1}}}), ValueError,
-                        "column \"x/a\" is recorded twice");
+                        "column \"a\" is recorded twice");
   EXPECT_FALSE(records.series.contains("x"));
 }
 

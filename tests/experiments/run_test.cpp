@@ -65,6 +65,7 @@ class RunTest : public testing::Test {
     const std::string file = scratch_.write("experiments/toy_paper/config.json", config_.dump());
     arguments.insert(arguments.begin(), {"toy-paper", "--config", file, "--out", scratch_ / "out"});
     std::vector<char*> argv;
+    argv.reserve(arguments.size());
     for (std::string& argument : arguments) {
       argv.push_back(argument.data());
     }
@@ -231,7 +232,10 @@ TEST_F(RunTest, MistakesOfADriverAreErrors) {
        "scalar \"x\" is recorded twice"},
       {[](Driven& run) { run.row("F1", [&] { run.series("x", {{"a", {1}}, {"b", {}}}); }); },
        "columns must have equal lengths, got 1 and 0"},
-      {[](Driven&) { throw 3; }, "unknown error"},
+      {[](Driven&) {
+         throw 3; /* NOLINT(bugprone-std-exception-baseclass) */
+       },
+       "unknown error"},
   };
   for (const auto& [body, part] : cases) {
     driver = [&body = body](const Config&, Driven& run) { body(run); };

@@ -2,6 +2,8 @@
 /// \file
 /// What was built: version, commit and compiler flags.
 
+#include <string>
+
 #include "paperlab/core/export.h"
 
 namespace paperlab {
@@ -16,5 +18,9 @@ struct BuildInfo {
 };
 
 PAPERLAB_API const BuildInfo& build_info();
+
+/// The linker's build ids of the running program and of this library: another id, another program,
+/// whatever its commit says.
+PAPERLAB_API std::string program_id();
 
 }  // namespace paperlab

@@ -17,12 +17,13 @@ namespace paperlab {
 namespace {
 
 class JsonTest : public testing::Test {
- protected:
+ public:
   JsonTest() : dir_(testing::TempDir() + "json-XXXXXX") {
     EXPECT_NE(mkdtemp(dir_.data()), nullptr);
   }
   ~JsonTest() override { std::filesystem::remove_all(dir_); }
 
+ protected:
   std::string file(const std::string& text) const {
     std::ofstream(dir_ + "/file.json") << text;
     return dir_ + "/file.json";

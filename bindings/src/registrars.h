@@ -1,0 +1,11 @@
+#pragma once
+// What each file of this folder adds to paperlab._core.
+
+#include <pybind11/pybind11.h>
+
+namespace paperlab::bindings {
+
+void register_core(pybind11::module_& m);
+void register_regular_language(pybind11::module_& m);
+
+}  // namespace paperlab::bindings
