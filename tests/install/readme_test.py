@@ -1,0 +1,89 @@
+"""The README stays true: its code runs and its commands are run here or by the test named beside them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path(os.environ.get("PAPERLAB_BUILD_DIR", ROOT / "build" / "release")) / "python" / "paperlab"
+README = (ROOT / "README.md").read_text()
+
+# Every command that the README shows and what runs it.
+COMMANDS = {
+    "./paperlab reproduce": "test_reproduce_ends_with_the_report",
+    "./paperlab test": "the command that runs this file",
+    "./paperlab help": "test_help_lists_every_verb_of_the_readme",
+    "./paperlab python FILE": "test_python_example",
+    "pip install . --no-build-isolation": "install_test.py",
+    "./paperlab install --prefix DIR": "install_test.py",
+}
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"README.md has no {language} block"
+    return found.group(1)
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [str(word) for word in command], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_every_command_is_known() -> None:
+    shown = re.findall(r"^(\./paperlab[^#\n]*?)\s*(?:#.*)?$", block("sh"), re.MULTILINE)
+    shown += re.findall(r"`((?:\./paperlab |pip install )[^`]*)`", README)
+    assert {command.strip() for command in shown} == set(COMMANDS)
+
+
+def test_python_example(tmp_path: Path) -> None:
+    example = tmp_path / "example.py"
+    example.write_text(block("python"))
+    done = run(ROOT / "paperlab", "python", example)
+    assert done.returncode == 0, done.stderr
+    assert "odd number of b: [1 0]" in done.stdout
+
+
+def test_cpp_example(tmp_path: Path) -> None:
+    source = tmp_path / "example.cpp"
+    source.write_text(block("cpp"))
+    program = tmp_path / "example"
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    built = run(
+        os.environ.get("CXX", "g++"),
+        *flags,
+        f"-I{ROOT / 'libpaperlab'}",
+        source,
+        LIBRARY / "libpaperlab.so",
+        f"-Wl,-rpath,{LIBRARY}",
+        "-Wl,--allow-shlib-undefined",
+        "-o",
+        program,
+    )
+    assert built.returncode == 0, built.stderr
+    done = run(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("loss 0.39821")  # the two-class value at step 2000
+
+
+def test_help_lists_every_verb_of_the_readme() -> None:
+    text = run(ROOT / "paperlab", "help").stdout
+    for verb in ("reproduce", "test", "bench", "doctor", "install", "python"):
+        assert verb in text
+
+
+def test_reproduce_ends_with_the_report(tmp_path: Path) -> None:
+    done = run(ROOT / "paperlab", "reproduce", "--out", tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.rstrip().endswith("results/report/index.html")
+    assert (tmp_path / "results" / "report" / "index.html").stat().st_size > 10_000
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__]))
