@@ -36,3 +36,5 @@ if(PAPERLAB_HAS_CUDA)
 else()
   message(STATUS "CUDA kernels: off (${PAPERLAB_WITH_CUDA}; no nvcc in use)")
 endif()
+
+target_compile_definitions(paperlab_flags INTERFACE PAPERLAB_HAS_CUDA=${PAPERLAB_HAS_CUDA})

@@ -6,7 +6,7 @@ readonly REQUIREMENTS=$ROOT/scripts/requirements.txt
 readonly DEVELOP_MARK='# Developing:'
 
 # Torch's CUDA build with its libraries, in MiB: what pip fetches, what lies on disk afterwards.
-readonly TORCH_FETCH_MIB=2600 TORCH_DISK_MIB=5300
+readonly TORCH_FETCH_MIB=2600 TORCH_DISK_MIB=5600
 
 VENV=${PAPERLAB_VENV:-$ROOT/.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CPP_SUFFIXES = {".h", ".cpp", ".cuh", ".cu"}
 
 # What .gitignore and git leave out, for a tree without git.
-_IGNORED = {".git", ".venv", ".deps", "build", "results", "dist", "__pycache__"}
+_IGNORED = set(".git .venv .deps build results dist .mypy_cache .ruff_cache .pytest_cache".split())
 
 
 def project_files(root: Path = ROOT) -> list[Path]:

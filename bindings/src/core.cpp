@@ -1,3 +1,5 @@
+#include <exception>
+
 #include "bindings/src/registrars.h"
 #include "paperlab/core/cpu_isa.h"
 #include "paperlab/core/error.h"

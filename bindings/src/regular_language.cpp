@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -14,7 +15,7 @@ namespace paperlab::bindings {
 namespace {
 
 namespace py = pybind11;
-using namespace regular_language;  // NOLINT(google-build-using-namespace)
+namespace rl = regular_language;
 
 template <class E>
 struct Name {
@@ -22,25 +23,27 @@ struct Name {
   E value;
 };
 
-constexpr Name<Task> kTasks[] = {{"even_pairs", Task::kEvenPairs}, {"parity_cot", Task::kParityCot}};
-constexpr Name<Method> kMethods[] = {
-    {"two_class", Method::kTwoClass}, {"strings", Method::kStrings}, {"fold", Method::kFold}};
-constexpr Name<Optimizer> kOptimizers[] = {{"gd", Optimizer::kGd},
-                                           {"heavy_ball", Optimizer::kHeavyBall},
-                                           {"normalized_gd", Optimizer::kNormalizedGd},
-                                           {"adam", Optimizer::kAdam},
-                                           {"sign_gd", Optimizer::kSignGd}};
-constexpr Name<Embedding> kEmbeddings[] = {{"orthonormal", Embedding::kOrthonormal},
-                                           {"gaussian", Embedding::kGaussian},
-                                           {"token_position", Embedding::kTokenPosition}};
+constexpr Name<rl::Task> kTasks[] = {{"even_pairs", rl::Task::kEvenPairs},
+                                     {"parity_cot", rl::Task::kParityCot}};
+constexpr Name<rl::Method> kMethods[] = {{"two_class", rl::Method::kTwoClass},
+                                         {"strings", rl::Method::kStrings},
+                                         {"fold", rl::Method::kFold}};
+constexpr Name<rl::Optimizer> kOptimizers[] = {{"gd", rl::Optimizer::kGd},
+                                               {"heavy_ball", rl::Optimizer::kHeavyBall},
+                                               {"normalized_gd", rl::Optimizer::kNormalizedGd},
+                                               {"adam", rl::Optimizer::kAdam},
+                                               {"sign_gd", rl::Optimizer::kSignGd}};
+constexpr Name<rl::Embedding> kEmbeddings[] = {{"orthonormal", rl::Embedding::kOrthonormal},
+                                               {"gaussian", rl::Embedding::kGaussian},
+                                               {"token_position", rl::Embedding::kTokenPosition}};
 
 // An option of a fixed list as a property that holds its name.
 template <class E, std::size_t N>
-void def_named(py::class_<TrainOptions>& options, const char* argument, E TrainOptions::*member,
-               const Name<E> (&names)[N]) {
+void def_named(py::class_<rl::TrainOptions>& options, const char* argument,
+               E rl::TrainOptions::* member, const Name<E> (&names)[N]) {
   options.def_property(
       argument,
-      [member, &names](const TrainOptions& self) {
+      [member, &names](const rl::TrainOptions& self) {
         for (const Name<E>& name : names) {
           if (name.value == self.*member) {
             return name.text;
@@ -48,7 +51,7 @@ void def_named(py::class_<TrainOptions>& options, const char* argument, E TrainO
         }
         return "";
       },
-      [argument, member, &names](TrainOptions& self, const std::string& text) {
+      [argument, member, &names](rl::TrainOptions& self, const std::string& text) {
         std::string allowed;
         for (const Name<E>& name : names) {
           if (text == name.text) {
@@ -63,26 +66,26 @@ void def_named(py::class_<TrainOptions>& options, const char* argument, E TrainO
 }
 
 void register_options(py::module_& m) {
-  py::class_<TrainOptions> options(m, "TrainOptions");
+  py::class_<rl::TrainOptions> options(m, "TrainOptions");
   options.def(py::init<>())
-      .def_readwrite("max_length", &TrainOptions::max_length)
-      .def_readwrite("base_length", &TrainOptions::base_length)
-      .def_readwrite("learning_rate", &TrainOptions::learning_rate)
-      .def_readwrite("attention_scale", &TrainOptions::attention_scale)
-      .def_readwrite("boost_steps", &TrainOptions::boost_steps)
-      .def_readwrite("num_steps", &TrainOptions::num_steps)
-      .def_readwrite("init_std", &TrainOptions::init_std)
-      .def_readwrite("seed", &TrainOptions::seed)
-      .def_readwrite("record", &TrainOptions::record)
-      .def_readwrite("boost", &TrainOptions::boost)
-      .def_readwrite("freeze_attention_from", &TrainOptions::freeze_attention_from)
-      .def_readwrite("regularizer_length", &TrainOptions::regularizer_length)
-      .def_readwrite("uniform_weights", &TrainOptions::uniform_weights)
-      .def_readwrite("embedding_dim", &TrainOptions::embedding_dim);
-  def_named(options, "task", &TrainOptions::task, kTasks);
-  def_named(options, "method", &TrainOptions::method, kMethods);
-  def_named(options, "optimizer", &TrainOptions::optimizer, kOptimizers);
-  def_named(options, "embedding", &TrainOptions::embedding, kEmbeddings);
+      .def_readwrite("max_length", &rl::TrainOptions::max_length)
+      .def_readwrite("base_length", &rl::TrainOptions::base_length)
+      .def_readwrite("learning_rate", &rl::TrainOptions::learning_rate)
+      .def_readwrite("attention_scale", &rl::TrainOptions::attention_scale)
+      .def_readwrite("boost_steps", &rl::TrainOptions::boost_steps)
+      .def_readwrite("num_steps", &rl::TrainOptions::num_steps)
+      .def_readwrite("init_std", &rl::TrainOptions::init_std)
+      .def_readwrite("seed", &rl::TrainOptions::seed)
+      .def_readwrite("record", &rl::TrainOptions::record)
+      .def_readwrite("boost", &rl::TrainOptions::boost)
+      .def_readwrite("freeze_attention_from", &rl::TrainOptions::freeze_attention_from)
+      .def_readwrite("regularizer_length", &rl::TrainOptions::regularizer_length)
+      .def_readwrite("uniform_weights", &rl::TrainOptions::uniform_weights)
+      .def_readwrite("embedding_dim", &rl::TrainOptions::embedding_dim);
+  def_named(options, "task", &rl::TrainOptions::task, kTasks);
+  def_named(options, "method", &rl::TrainOptions::method, kMethods);
+  def_named(options, "optimizer", &rl::TrainOptions::optimizer, kOptimizers);
+  def_named(options, "embedding", &rl::TrainOptions::embedding, kEmbeddings);
 }
 
 struct TrainResult {
@@ -95,7 +98,7 @@ struct TrainResult {
   std::optional<DoubleArray> w;
 };
 
-TrainResult to_result(const History& history, py::ssize_t width) {
+TrainResult to_result(const rl::History& history, py::ssize_t width) {
   std::vector<double> u;
   for (const std::vector<double>& row : history.u) {
     u.insert(u.end(), row.begin(), row.end());
@@ -114,7 +117,7 @@ TrainResult to_result(const History& history, py::ssize_t width) {
 }
 
 // Lets Python handle signals twenty times a second, so that Ctrl-C ends a training.
-void poll_signals(TrainOptions& options) {
+void poll_signals(rl::TrainOptions& options) {
   using Clock = std::chrono::steady_clock;
   options.on_step = [next = Clock::now()](std::int64_t) mutable {
     const Clock::time_point now = Clock::now();
@@ -129,12 +132,12 @@ void poll_signals(TrainOptions& options) {
   };
 }
 
-TrainResult train_options(TrainOptions options) {
+TrainResult train_options(rl::TrainOptions options) {
   poll_signals(options);
-  History history;
+  rl::History history;
   {
     const py::gil_scoped_release without_gil;
-    history = train(options);
+    history = rl::train(options);
   }
   return to_result(history, 2 * static_cast<py::ssize_t>(options.max_length));
 }
@@ -142,22 +145,23 @@ TrainResult train_options(TrainOptions options) {
 StepArray chain_of_thought_arrays(const DoubleArray& u, const DoubleArray& w,
                                   const TokenArray& strings, bool truncated,
                                   double attention_scale) {
-  const Model model{static_cast<int>(u.size() / 2), attention_scale, to_vector(u), to_vector(w)};
+  const rl::Model model{static_cast<int>(u.size() / 2), attention_scale, to_vector(u),
+                        to_vector(w)};
   const std::vector<std::uint8_t> tokens = to_vector(strings);
   const int base_length = static_cast<int>(strings.shape(1));
   std::vector<int> last;
   {
     const py::gil_scoped_release without_gil;
-    last = chain_of_thought(model, tokens, base_length, truncated);
+    last = rl::chain_of_thought(model, tokens, base_length, truncated);
   }
   return to_array<std::int64_t>(last, {static_cast<py::ssize_t>(last.size())});
 }
 
-MaxMargin max_margin_arrays(const DoubleArray& features, const DoubleArray& labels) {
+rl::MaxMargin max_margin_arrays(const DoubleArray& features, const DoubleArray& labels) {
   const std::vector<double> z = to_vector(features);
   const std::vector<double> y = to_vector(labels);
   const py::gil_scoped_release without_gil;
-  return max_margin(z, y);
+  return rl::max_margin(z, y);
 }
 
 }  // namespace
@@ -177,11 +181,11 @@ void register_regular_language(py::module_& m) {
   m.def("chain_of_thought", &chain_of_thought_arrays, py::arg("u"), py::arg("w"),
         py::arg("strings"), py::arg("truncated"), py::arg("attention_scale"));
 
-  py::class_<MaxMargin>(m, "MaxMargin")
+  py::class_<rl::MaxMargin>(m, "MaxMargin")
       .def_property_readonly("direction",
-                             [](const MaxMargin& self) { return to_array(self.direction); })
-      .def_readonly("margin", &MaxMargin::margin)
-      .def_readonly("gap", &MaxMargin::gap);
+                             [](const rl::MaxMargin& self) { return to_array(self.direction); })
+      .def_readonly("margin", &rl::MaxMargin::margin)
+      .def_readonly("gap", &rl::MaxMargin::gap);
   m.def("max_margin", &max_margin_arrays, py::arg("features"), py::arg("labels"));
 }
 

@@ -28,10 +28,17 @@ std::string difference(const Json& before, const Json& now) {
 }
 
 std::string why_not(const Json& file, const Result& fresh, const Json& claim_definitions) {
-  const Json identity = {
-      {"paper", fresh.paper}, {"preset", fresh.preset}, {"commit", fresh.commit}};
-  const Json old_identity = {
-      {"paper", file.at("paper")}, {"preset", file.at("preset")}, {"commit", file.at("commit")}};
+  const auto program = [](const Json& environment) {
+    return environment.is_object() ? environment.value("program", "") : "";
+  };
+  const Json identity = {{"paper", fresh.paper},
+                         {"preset", fresh.preset},
+                         {"commit", fresh.commit},
+                         {"program", program(fresh.environment)}};
+  const Json old_identity = {{"paper", file.at("paper")},
+                             {"preset", file.at("preset")},
+                             {"commit", file.at("commit")},
+                             {"program", program(file.at("environment"))}};
   for (const auto& [before, now] :
        {std::pair(old_identity, identity), std::pair(file.at("config"), fresh.config)}) {
     if (const std::string text = difference(before, now); !text.empty()) {

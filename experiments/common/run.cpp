@@ -73,7 +73,8 @@ Json describe_environment(const State& state) {
   const std::string torch = build.torch;
   return {{"cpu", cpu_model()},           {"isa", state.cpu_isa},
           {"threads", get_num_threads()}, {"compiler", build.compiler},
-          {"version", build.version},     {"torch", torch.empty() ? Json() : Json(torch)}};
+          {"version", build.version},     {"torch", torch.empty() ? Json() : Json(torch)},
+          {"program", program_id()}};
 }
 
 /// Sets threads and instruction set from the environment, for the library and for the record.
@@ -167,7 +168,8 @@ void say_what_comes(State& state) {
   if (!state.result.rows_s.empty()) {
     text += ", goes on from " + count_done(state);
   } else {
-    text += ", " + std::to_string(state.selected.size()) + " rows";
+    text += ", " + std::to_string(state.selected.size()) +
+            (state.selected.size() == 1 ? " row" : " rows");
   }
   state.progress.say(text + ", " + std::to_string(get_num_threads()) + " threads, " +
                      state.cpu_isa);

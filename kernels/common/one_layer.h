@@ -45,6 +45,10 @@ struct QueryTable {
   const double* eu;  // [2 L]
 };
 
+// (max - min) / lambda of a query's logits up to which every string's Z is accurate: exp(-600) is far
+// above underflow.
+constexpr double kMaxSpread = 600.0;
+
 // Sums over strings of Q = c / Z and R = c T / Z with c = dLoss/dT, by position and its token.
 // Gradients follow from these alone:
 //   du[(l, s)] += e Q,   dW[(l, s), (L, q)] = e (u Q - R) / lambda

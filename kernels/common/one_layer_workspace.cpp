@@ -6,12 +6,6 @@
 #include "paperlab/core/error.h"
 
 namespace paperlab::kernels {
-namespace {
-
-// exp(-600) is far above underflow: up to this spread of logits every string's Z is accurate.
-constexpr double kMaxSpread = 600.0;
-
-}  // namespace
 
 OneLayerWorkspace::OneLayerWorkspace(int max_length)
     : max_length_(max_length), stride_(static_cast<std::size_t>((2 * max_length + 7) / 8 * 8)) {

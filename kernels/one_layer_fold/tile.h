@@ -75,6 +75,51 @@ PAPERLAB_HD inline int row_token(const AffineGroup& group, FoldShape shape, int 
   return parity(static_cast<std::uint32_t>(row) & row_mask(shape, group.mask[l])) ^ group.flip[l];
 }
 
+// A group of length 1 has one row and one column.
+PAPERLAB_HD constexpr FoldShape tile_shape(int num_bits) {
+  return num_bits == 0 ? FoldShape{0, 0} : fold_shape(num_bits);
+}
+
+PAPERLAB_HD constexpr std::uint32_t string_index(FoldShape shape, int row, int column) {
+  return static_cast<std::uint32_t>(row) |
+         static_cast<std::uint32_t>(column) << static_cast<unsigned>(shape.row_bits);
+}
+
+// Bit l: position l reads columns. All others, the last one included, belong to the row.
+PAPERLAB_HD inline std::uint32_t column_positions(const AffineGroup& group, FoldShape shape) {
+  std::uint32_t positions = 0;
+  for (int l = 0; l + 1 < group.length; ++l) {
+    positions |= (column_mask(shape, group.mask[l]) != 0 ? 1U : 0U) << static_cast<unsigned>(l);
+  }
+  return positions;
+}
+
+// Bit l: the token at position l of the strings of a row; 0 at the positions of columns.
+PAPERLAB_HD inline std::uint32_t row_word(const AffineGroup& group, FoldShape shape, int row) {
+  auto word = static_cast<std::uint32_t>(group.query) << static_cast<unsigned>(group.length - 1);
+  for (int l = 0; l + 1 < group.length; ++l) {
+    if (column_mask(shape, group.mask[l]) == 0) {
+      word |= static_cast<std::uint32_t>(row_token(group, shape, l, row))
+              << static_cast<unsigned>(l);
+    }
+  }
+  return word;
+}
+
+// The same of a column: 0 at the positions of rows.
+PAPERLAB_HD inline std::uint32_t column_word(const AffineGroup& group, FoldShape shape,
+                                             int column) {
+  std::uint32_t word = 0;
+  for (int l = 0; l + 1 < group.length; ++l) {
+    const std::uint32_t mask = column_mask(shape, group.mask[l]);
+    if (mask != 0) {
+      const int token = parity(static_cast<std::uint32_t>(column) & mask) ^ group.flip[l];
+      word |= static_cast<std::uint32_t>(token) << static_cast<unsigned>(l);
+    }
+  }
+  return word;
+}
+
 // The tokens of columns 8 block .. 8 block + 7, one bit each.
 PAPERLAB_HD inline std::uint8_t column_tokens(const AffineGroup& group, FoldShape shape, int l,
                                               int block) {

@@ -44,6 +44,6 @@ def test_pipe_gets_whole_lines(tmp_path: Path) -> None:
     done = fixture_driver(tmp_path).run(tmp_path, *SETTINGS)
     assert "\r" not in done.stdout
     assert "\033" not in done.stdout
-    assert done.stdout.splitlines()[0].startswith("fixture-driver: preset small, 1 rows, ")
+    assert done.stdout.splitlines()[0].startswith("fixture-driver: preset small, 1 row, ")
     assert done.stdout.splitlines()[1].startswith("F1  done in ")
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["C1", "C2", "C3", "C4"]

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -12,6 +13,7 @@
 #include "paperlab/core/error.h"
 #include "paperlab/core/rng.h"
 #include "paperlab/regular_language/dataset_internal.h"
+#include "paperlab/regular_language/model.h"
 #include "tests/support/allocation_count.h"
 #include "tests/support/error_measure.h"
 #include "tests/support/exact_one_layer.h"
@@ -78,8 +80,11 @@ Problem training_problem(Task task, int max_length, int base_length) {
   options.task = task;
   options.max_length = max_length;
   options.base_length = base_length;
-  return {regular_language::packed_strings(options),
-          test::strings_of(regular_language::affine_groups(options)), max_length};
+  Problem problem{regular_language::packed_strings(options), {}, max_length};
+  for (const auto& string : regular_language::training_strings(options)) {
+    problem.strings.push_back({string.tokens, string.label, string.weight});
+  }
+  return problem;
 }
 
 void expect_close(const OneLayerInputs& inputs, const test::ExactOneLayer& exact, double bound) {

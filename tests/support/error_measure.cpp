@@ -10,13 +10,15 @@
 namespace paperlab::test {
 namespace {
 
+constexpr long double kUnderflow = 1e-300L;
+
 // Error in units of what is allowed; more than 1 is too much.
 double excess(double actual, long double exact, long double norm, double bound) {
   const long double error = std::fabs(actual - exact);
   if (std::isnan(error)) {
     return std::numeric_limits<double>::infinity();
   }
-  const long double allowed = norm * bound;
+  const long double allowed = norm * bound + (norm > 0.0L ? kUnderflow : 0.0L);
   if (error <= allowed) {
     return 0.0;
   }

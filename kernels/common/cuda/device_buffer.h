@@ -50,15 +50,14 @@ class DeviceBuffer {
   }
   void download(std::span<T> to, const Context& context) const {
     check_size(to.size());
-    PAPERLAB_CUDA_CHECK(cudaMemcpyAsync(to.data(), data_, to.size_bytes(), cudaMemcpyDeviceToHost,
-                                        context.stream));
+    PAPERLAB_CUDA_CHECK(
+        cudaMemcpyAsync(to.data(), data_, to.size_bytes(), cudaMemcpyDeviceToHost, context.stream));
   }
 
  private:
   void check_size(std::size_t count) const {
     require<ShapeError>(count <= size_, "device_buffer",
-                        "at most " + std::to_string(size_) + " elements",
-                        std::to_string(count));
+                        "at most " + std::to_string(size_) + " elements", std::to_string(count));
   }
 
   T* data_ = nullptr;

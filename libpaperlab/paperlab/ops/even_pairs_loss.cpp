@@ -27,8 +27,10 @@ void check_arguments(const at::Tensor& u, const at::Tensor& w, double attention_
   };
   TORCH_CHECK_TYPE(is_float(u), "even_pairs_loss: u must be float32 or float64, got ",
                    u.scalar_type());
-  TORCH_CHECK_TYPE(w.scalar_type() == u.scalar_type(), "even_pairs_loss: w must be of the dtype of "
-                   "u (", u.scalar_type(), "), got ", w.scalar_type());
+  TORCH_CHECK_TYPE(w.scalar_type() == u.scalar_type(),
+                   "even_pairs_loss: w must be of the dtype of "
+                   "u (",
+                   u.scalar_type(), "), got ", w.scalar_type());
   TORCH_CHECK_VALUE(u.layout() == at::kStrided, "even_pairs_loss: u must be strided, got layout ",
                     u.layout());
   TORCH_CHECK_VALUE(w.layout() == at::kStrided, "even_pairs_loss: w must be strided, got layout ",

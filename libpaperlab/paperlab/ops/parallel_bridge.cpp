@@ -29,9 +29,7 @@ class TorchExecutor final : public Executor {
     });
   }
 
-  int num_workers() const override {
-    return at::in_parallel_region() ? 1 : at::get_num_threads();
-  }
+  int num_workers() const override { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 /// \file
-/// The executor that runs a kernel's tasks on LibTorch's threads (torch.set_num_threads governs it).
+/// The executor that runs a kernel's tasks on LibTorch's threads (torch.set_num_threads governs
+/// it).
 
 #include "paperlab/core/export.h"
 #include "paperlab/core/parallel.h"

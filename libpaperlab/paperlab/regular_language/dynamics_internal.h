@@ -22,6 +22,11 @@ struct Evaluation {
   double min_margin = 0.0;
 };
 
+struct StepSizes {
+  double u = 0.0;
+  double w = 0.0;
+};
+
 class Dynamics {
  public:
   virtual ~Dynamics() = default;
@@ -29,6 +34,10 @@ class Dynamics {
   virtual Parameters initial() const = 0;
   virtual void gradient(const Parameters& at, Parameters& out) = 0;
   virtual Evaluation evaluate(const Parameters& at) = 0;
+
+  // `count` updates of plain gradient descent at once, in place. Returns the number (from 1) of the
+  // first update after which u is not finite, or -1. For dynamics of Device::kCuda alone.
+  virtual std::int64_t descend(Parameters& at, StepSizes sizes, std::int64_t count);
 
   // How many entries of the full u and w each entry stands for; empty: one each.
   virtual std::vector<double> u_multiplicity() const { return {}; }
@@ -42,6 +51,8 @@ class Dynamics {
 std::unique_ptr<Dynamics> make_two_class(const TrainOptions& options);
 std::unique_ptr<Dynamics> make_exhaustive(const TrainOptions& options,
                                           std::shared_ptr<const Executor> executor);
+// Defined in builds with CUDA alone.
+std::unique_ptr<Dynamics> make_exhaustive_cuda(const TrainOptions& options);
 
 // sqrt(sum multiplicity x^2).
 double norm(const std::vector<double>& x, const std::vector<double>& multiplicity);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <sstream>
 
+#include "kernels/common/backend.h"
+#include "kernels/common/cuda/context.h"
 #include "paperlab/regular_language/dataset_internal.h"
 #include "paperlab/regular_language/dynamics_internal.h"
 #include "paperlab/regular_language/optimizer_internal.h"
@@ -13,6 +15,8 @@ namespace {
 
 // Largest max_length for which History::w is filled.
 constexpr int kMaxLengthOfW = 512;
+// Updates between two calls of on_step on a GPU: milliseconds at most for short strings.
+constexpr std::int64_t kLargestBatch = 256;
 
 template <class T>
 std::string text(T value) {
@@ -73,6 +77,37 @@ void validate_method(const TrainOptions& options) {
         "embedding_dim must be in 1..4096 for gaussian embeddings", options.embedding_dim);
 }
 
+void validate_device(const TrainOptions& options) {
+  if (options.device == Device::kCpu) {
+    return;
+  }
+  require<ValueError>(options.method != Method::kTwoClass && options.optimizer == Optimizer::kGd &&
+                          options.embedding == Embedding::kOrthonormal,
+                      "train",
+                      "device cuda serves methods strings and fold, optimizer gd and orthonormal "
+                      "embeddings",
+                      "another one");
+  bool is_usable = false;
+  if constexpr (kernels::kHasCuda) {
+    is_usable = kernels::has_usable_gpu();
+  }
+  if (!is_usable) {
+    throw UnsupportedError("train: device cuda needs a build with CUDA and a GPU");
+  }
+}
+
+std::unique_ptr<Dynamics> make_dynamics(const TrainOptions& options) {
+  if (options.method == Method::kTwoClass) {
+    return make_two_class(options);
+  }
+  if constexpr (kernels::kHasCuda) {
+    if (options.device == Device::kCuda) {
+      return make_exhaustive_cuda(options);
+    }
+  }
+  return make_exhaustive(options, default_executor());
+}
+
 void validate(const TrainOptions& options) {
   const auto positive = [](double x) { return std::isfinite(x) && x > 0.0; };
   check(positive(options.learning_rate), "learning_rate must be finite and > 0",
@@ -93,26 +128,25 @@ void validate(const TrainOptions& options) {
   }
   validate_lengths(options);
   validate_method(options);
+  validate_device(options);
 }
 
 class Trainer {
  public:
   explicit Trainer(const TrainOptions& options)
       : options_(options),
-        dynamics_(options.method == Method::kTwoClass
-                      ? make_two_class(options)
-                      : make_exhaustive(options, default_executor())),
+        dynamics_(make_dynamics(options)),
         at_(dynamics_->initial()),
         u_multiplicity_(dynamics_->u_multiplicity()),
         w_multiplicity_(dynamics_->w_multiplicity()),
         optimizer_(options.optimizer, at_) {}
 
   History run() {
-    std::size_t next = 0;
-    for (std::int64_t step = 0;; ++step) {
-      if (next < options_.record.size() && options_.record[next] == step) {
+    std::int64_t step = 0;
+    while (true) {
+      if (next_record_ < options_.record.size() && options_.record[next_record_] == step) {
         record(step);
-        ++next;
+        ++next_record_;
       }
       if (step == options_.num_steps) {
         break;
@@ -120,7 +154,7 @@ class Trainer {
       if (options_.on_step) {
         options_.on_step(step);
       }
-      update(step);
+      step += update(step);
     }
     if (options_.max_length <= kMaxLengthOfW) {
       history_.w = dynamics_->full_w(at_);
@@ -129,31 +163,59 @@ class Trainer {
   }
 
  private:
-  void update(std::int64_t step) {
-    dynamics_->gradient(at_, gradient_);
+  StepSizes sizes_at(std::int64_t step) const {
     const bool is_frozen =
         options_.freeze_attention_from >= 0 && step >= options_.freeze_attention_from;
     const double boost = options_.boost == 0.0 ? options_.attention_scale : options_.boost;
     const double multiplier = is_frozen ? 0.0 : step < options_.boost_steps ? boost : 1.0;
+    return {options_.learning_rate, options_.learning_rate * multiplier};
+  }
+
+  // Number of updates from `step` on with the same step sizes and without a record between them.
+  std::int64_t num_alike(std::int64_t step) const {
+    std::int64_t end = std::min(step + kLargestBatch, options_.num_steps);
+    if (next_record_ < options_.record.size()) {
+      end = std::min(end, options_.record[next_record_]);
+    }
+    for (const std::int64_t change : {options_.boost_steps, options_.freeze_attention_from}) {
+      end = change > step ? std::min(end, change) : end;
+    }
+    return end - step;
+  }
+
+  // Returns the number of updates done.
+  std::int64_t update(std::int64_t step) {
+    const StepSizes sizes = sizes_at(step);
+    if (options_.device == Device::kCuda) {
+      const std::int64_t count = num_alike(step);
+      const std::int64_t not_finite = dynamics_->descend(at_, sizes, count);
+      require_finite(not_finite < 0, step + not_finite);
+      return count;
+    }
+    dynamics_->gradient(at_, gradient_);
     const double of_gradient = options_.optimizer == Optimizer::kNormalizedGd
                                    ? std::hypot(norm(gradient_.u, u_multiplicity_),
                                                 norm(gradient_.w, w_multiplicity_))
                                    : 0.0;
-    optimizer_.update(gradient_, of_gradient, options_.learning_rate,
-                      options_.learning_rate * multiplier, at_);
+    optimizer_.update(gradient_, of_gradient, sizes.u, sizes.w, at_);
     // u gets a share of every string's gradient, so a NaN anywhere shows here at once.
-    for (const double x : at_.u) {
-      require<ValueError>(std::isfinite(x), "train",
-                          "learning_rate must be small enough that the loss stays finite",
-                          "a loss that is not finite at step " + text(step + 1));
+    require_finite(std::all_of(at_.u.begin(), at_.u.end(), [](double x) { return std::isfinite(x); }),
+                   step + 1);
+    return 1;
+  }
+
+  static void require_finite(bool is_finite, std::int64_t step) {
+    if (!is_finite) {
+      throw ValueError(
+          "train: learning_rate must be small enough that the loss stays finite, got a loss that is "
+          "not finite at step " +
+          text(step));
     }
   }
 
   void record(std::int64_t step) {
     const Evaluation evaluation = dynamics_->evaluate(at_);
-    require<ValueError>(std::isfinite(evaluation.loss), "train",
-                        "learning_rate must be small enough that the loss stays finite",
-                        "a loss that is not finite at step " + text(step));
+    require_finite(std::isfinite(evaluation.loss), step);
     history_.step.push_back(step);
     history_.loss.push_back(evaluation.loss);
     history_.accuracy.push_back(evaluation.accuracy);
@@ -173,10 +235,15 @@ class Trainer {
   std::vector<double> u_multiplicity_;
   std::vector<double> w_multiplicity_;
   OptimizerState optimizer_;
+  std::size_t next_record_ = 0;
   History history_;
 };
 
 }  // namespace
+
+std::int64_t Dynamics::descend(Parameters&, StepSizes, std::int64_t) {
+  throw UnsupportedError("train: this method moves one step at a time");
+}
 
 double norm(const std::vector<double>& x, const std::vector<double>& multiplicity) {
   double sum = 0.0;

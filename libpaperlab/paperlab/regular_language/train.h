@@ -68,7 +68,8 @@ struct TrainOptions {
   Device device = Device::kCpu;                   ///< kCuda serves kStrings and kFold with kGd.
   bool record_w = false;                          ///< Fill History::w_record.
 
-  /// Called before each update with the number of updates done; what it throws ends train().
+  /// Called before each update (device kCuda: before each batch of at most 256) with the number of
+  /// updates done; what it throws ends train().
   std::function<void(std::int64_t step)> on_step;
 };
 
@@ -90,6 +91,8 @@ struct History {
 /// \throws ValueError  naming the option that is out of range or does not fit the method (max_length
 ///                     up to 4096 for kTwoClass, 20 for kStrings, 24 for kFold, base_length up to 16
 ///                     for kFold), or "the loss is not finite" with the step.
+/// \throws UnsupportedError  for device kCuda without a build with CUDA and a GPU, or if the logits of a
+///                     query spread over more than 600 attention scales there.
 ///
 /// float64. The same bits for any number of threads. Cost of a step: O(max_length^2) for kTwoClass,
 /// O(2^max_length) for kFold, O(max_length 2^max_length) for kStrings.

@@ -1,0 +1,130 @@
+"""Checks and conversions of arguments; each message holds the function's and argument's name."""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+
+
+class ArgumentTypeError(TypeError, ValueError):
+    """An argument of a wrong type. A ValueError too, as every bad argument is."""
+
+
+def _fail_type(function: str, name: str, required: str, value: object) -> ArgumentTypeError:
+    got = value.dtype if isinstance(value, np.ndarray | torch.Tensor) else type(value).__name__
+    return ArgumentTypeError(f"{function}: {name} must be {required}, got {got}")
+
+
+def _scalar(value: object) -> object:
+    """The Python number in a 0-dimensional array or tensor; anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def boolean(function: str, name: str, value: object) -> bool:
+    """`value` as a bool; integers are not taken for one."""
+    plain = _scalar(value)
+    if not isinstance(plain, bool):
+        raise _fail_type(function, name, "a bool", value)
+    return plain
+
+
+def integer(function: str, name: str, value: object, low: int, high: int) -> int:
+    """`value` as an int in low..high; bools and floats are not taken for one."""
+    plain = _scalar(value)
+    if isinstance(plain, bool) or not hasattr(plain, "__index__"):
+        raise _fail_type(function, name, "an integer", value)
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim > 0:
+        raise _fail_type(function, name, "one integer", value)
+    number = operator.index(plain)
+    if not low <= number <= high:
+        raise ValueError(f"{function}: {name} must be in {low}..{high}, got {number}")
+    return number
+
+
+def real(function: str, name: str, value: object) -> float:
+    """`value` as a finite float."""
+    plain = _scalar(value)
+    if isinstance(plain, bool) or not isinstance(plain, int | float):
+        raise _fail_type(function, name, "a number", value)
+    try:
+        number = float(plain)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{function}: {name} must be finite, got {number}")
+    return number
+
+
+def positive(function: str, name: str, value: object) -> float:
+    """`value` as a finite float > 0."""
+    try:
+        number = real(function, name, value)
+    except ArgumentTypeError:
+        raise
+    except ValueError:
+        number = math.nan
+    if not number > 0.0:
+        raise ValueError(f"{function}: {name} must be finite and > 0, got {_scalar(value)}")
+    return number
+
+
+def text(function: str, name: str, value: object) -> str:
+    """`value`, which must be a str."""
+    if not isinstance(value, str):
+        raise _fail_type(function, name, "a str", value)
+    return value
+
+
+def _from_torch(function: str, name: str, tensor: torch.Tensor) -> Array:
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise ValueError(
+            f"{function}: {name} must be a strided tensor with data, got {tensor.layout} on "
+            f"{tensor.device}"
+        )
+    plain = tensor.detach()
+    if plain.is_floating_point():
+        plain = plain.double()  # NumPy has no bfloat16
+    return np.asarray(plain.cpu().resolve_conj().resolve_neg().numpy())
+
+
+def _array(function: str, name: str, value: object) -> Array:
+    if isinstance(value, torch.Tensor):
+        return _from_torch(function, name, value)
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{function}: {name} must be an array, got rows of unequal length"
+        ) from None
+
+
+def _shape(function: str, name: str, array: Array, shape: str, ndim: int) -> None:
+    if array.ndim != ndim:
+        raise ValueError(f"{function}: {name} must be {shape}, got {list(array.shape)}")
+
+
+def real_array(
+    function: str, name: str, value: object, shape: str, ndim: int
+) -> npt.NDArray[np.float64]:
+    """`value` as contiguous float64, possibly a view; `shape` is for the messages."""
+    array = _array(function, name, value)
+    _shape(function, name, array, shape, ndim)
+    if array.dtype.kind not in "fiu" and array.size:
+        raise _fail_type(function, name, f"{shape} of real numbers", array)
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def integer_array(function: str, name: str, value: object, shape: str, ndim: int) -> Array:
+    """`value` as an array of some integer dtype."""
+    array = _array(function, name, value)
+    _shape(function, name, array, shape, ndim)
+    if array.dtype.kind not in "iu" and not (array.size == 0 and isinstance(value, list | tuple)):
+        raise _fail_type(function, name, f"{shape} of integers", array)
+    return array

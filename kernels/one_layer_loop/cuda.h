@@ -1,0 +1,34 @@
+#pragma once
+// The loop on the GPU: one block a task of the CPU's partition, the body of block.h. A string takes
+// four bytes of the device's memory. float64. The same bits from run to run; within 1e-12 of the
+// CPU's, whose exp and order of sums differ.
+
+#include <memory>
+
+#include "kernels/common/cuda/one_layer_plan.h"
+#include "kernels/one_layer_loop/one_layer_loop.h"
+
+namespace paperlab::kernels {
+
+class LoopPlanCuda final : public OneLayerPlanCuda {
+ public:
+  // Copies the strings and tasks of `plan` to the current device. Throws UnsupportedError if a
+  // string is longer than kMaxStringLength.
+  explicit LoopPlanCuda(const LoopPlan& plan);
+  ~LoopPlanCuda() override;
+
+ private:
+  void launch_tasks(Tables tables, Marginal* out, const Context& context) override;
+  void launch_evaluations(Tables tables, EvaluationSum* out, const Context& context) override;
+
+  struct Strings;
+  std::unique_ptr<Strings> strings_;
+};
+
+// Writes dLoss/du and dLoss/dw, asynchronously; all pointers are of the device.
+inline void one_layer_loop_cuda(LoopPlanCuda& plan, const OneLayerParameters& parameters,
+                                const OneLayerGradient& gradient, const Context& context) {
+  plan.gradient(parameters, gradient, context);
+}
+
+}  // namespace paperlab::kernels
