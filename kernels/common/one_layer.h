@@ -3,7 +3,7 @@
 // the kernels: binary tokens, the last token is the only query.
 //   phi_l = softmax_l(W[(l, x_l), (L, x_L)] / lambda),  T = sum_l phi_l u[(l, x_l)]
 //   loss  = sum_n weight_n log(1 + exp(-y_n T_n))
-// Source: Huang, Liang, Yang, ICML 2025, Sec. 3 (model, logistic loss).
+// Source: Huang, Liang, Yang, ICML 2025 (model, logistic loss).
 
 #include <cstddef>
 #include <cstdint>

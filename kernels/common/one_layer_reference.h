@@ -12,7 +12,7 @@ namespace paperlab::kernels {
 void clear_gradient(const OneLayerParameters& parameters, const OneLayerGradient& gradient);
 
 // Adds one string of label y (+1 or -1) to the loss, the counts and the gradient
-// (Sec. 3.3 of the derivation in kernels/one_layer_fold/README.md):
+// (derivation in kernels/one_layer_fold/README.md):
 //   c = -y weight s(-y T),  du[(l, x_l)] += c phi_l,
 //   dW[(l, x_l), (L, x_L)] += c phi_l (u[(l, x_l)] - T) / lambda
 void add_string(const OneLayerParameters& parameters, std::span<const std::uint8_t> tokens, int y,

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <set>
@@ -244,7 +245,7 @@ std::vector<test::EmulatedTask> places(const FoldPlan& plan) {
 }
 
 void emulate_fold(const FoldPlan& plan, const OneLayerParameters& parameters,
-                  const OneLayerGradient& gradient) {
+                  const OneLayerGradient& gradient, bool is_reversed = false) {
   const int longest = plan.groups.back().length;
   const test::EmulatedTables tables(parameters, longest);
   const double nan = std::numeric_limits<double>::quiet_NaN();
@@ -252,7 +253,8 @@ void emulate_fold(const FoldPlan& plan, const OneLayerParameters& parameters,
   const auto memory = std::make_unique<FoldMemory>();
   for (const FoldPlan::Task& task : plan.tasks) {
     const AffineGroup& group = plan.groups[static_cast<std::size_t>(task.group)];
-    HostTeam<FoldRegisters> team(kBlockThreads);
+    HostTeam<FoldRegisters> team(kBlockThreads, is_reversed);
+    std::memset(static_cast<void*>(memory.get()), 0xFF, sizeof(FoldMemory));
     fold_block(team, *memory, fold_task(group, task.index, tables.of(group.length, group.query)),
                marginals.data() + task.marginals);
   }
@@ -311,6 +313,16 @@ TEST(FoldBlockTest, EmulatedBlocksGiveTheExactGradientOfChains) {
 
 TEST(FoldBlockTest, EmulatedBlocksGiveTheExactGradientOfRandomMasks) {
   expect_exact(test::random_groups(12, 11), {});
+}
+
+TEST(FoldBlockTest, OrderOfThreadsWithinAPhaseDoesNotMatter) {
+  OneLayerInputs forward({.max_length = 14});
+  OneLayerInputs reversed({.max_length = 14});
+  const FoldPlan plan(test::even_pairs_groups(14));
+  emulate_fold(plan, forward.parameters(), forward.gradient());
+  emulate_fold(plan, reversed.parameters(), reversed.gradient(), /*is_reversed=*/true);
+  EXPECT_TRUE(test::has_same_bits(forward.u_gradient, reversed.u_gradient));
+  EXPECT_TRUE(test::has_same_bits(forward.w_gradient, reversed.w_gradient));
 }
 
 TEST(FoldBlockTest, EntriesBeyondThePlanAreZero) {

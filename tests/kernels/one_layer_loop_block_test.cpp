@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -93,7 +93,8 @@ struct Emulated {
   OneLayerEvaluation evaluation;
 };
 
-Emulated emulate(const LoopPlan& plan, const test::OneLayerCase& of, int longest) {
+Emulated emulate(const LoopPlan& plan, const test::OneLayerCase& of, int longest,
+                 bool is_reversed = false) {
   Emulated out{test::OneLayerInputs(of), {}};
   const test::EmulatedTables tables(out.inputs.parameters(), longest);
   const std::vector<std::uint32_t> words = loop_words(plan);
@@ -104,7 +105,8 @@ Emulated emulate(const LoopPlan& plan, const test::OneLayerCase& of, int longest
   std::int64_t num_strings = 0;
   const auto memory = std::make_unique<LoopMemory>();
   for (const LoopTask& task : loop_tasks(plan)) {
-    HostTeam<LoopRegisters> team(kBlockThreads);
+    HostTeam<LoopRegisters> team(kBlockThreads, is_reversed);
+    std::memset(static_cast<void*>(memory.get()), 0xFF, sizeof(LoopMemory));
     const QueryTable table = tables.of(task.length, task.query);
     loop_block(team, *memory, task, words.data() + task.first, table,
                marginals.data() + task.marginals);
@@ -141,6 +143,14 @@ TEST(LoopBlockTest, EmulatedBlocksGiveTheExactGradient) {
       test::is_close(actual.evaluation.min_margin, exact.min_margin, exact.largest_u, bound));
   EXPECT_EQ(actual.evaluation.num_correct, exact.num_correct);
   EXPECT_EQ(actual.evaluation.num_strings, std::ssize(listed));
+}
+
+TEST(LoopBlockTest, OrderOfThreadsWithinAPhaseDoesNotMatter) {
+  const LoopPlan plan({RandomStrings(9000, 12, 1).packed(1.0)});
+  const Emulated forward = emulate(plan, {.max_length = 12}, 12);
+  const Emulated reversed = emulate(plan, {.max_length = 12}, 12, /*is_reversed=*/true);
+  EXPECT_TRUE(test::has_same_bits(forward.inputs.u_gradient, reversed.inputs.u_gradient));
+  EXPECT_TRUE(test::has_same_bits(forward.inputs.w_gradient, reversed.inputs.w_gradient));
 }
 
 static_assert(sizeof(LoopMemory) <= 48 * 1024);

@@ -1,7 +1,7 @@
 #pragma once
 // The loss and gradient of the one-layer transformer in long double, a string at a time, with the
 // sums of absolute values that bound what rounding can do. Independent of the kernels.
-// Source: Huang, Liang, Yang, ICML 2025, Sec. 3 (model, logistic loss).
+// Source: Huang, Liang, Yang, ICML 2025 (model, logistic loss).
 
 #include <cstdint>
 #include <span>

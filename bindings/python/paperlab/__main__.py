@@ -13,8 +13,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="show what is installed and in use")
     doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
+    as_json = parser.parse_args().json
     values = _doctor.report()
-    if parser.parse_args().json:
+    if as_json:
         print(json.dumps(values, indent=2))
     else:
         print(_doctor.as_text(values))

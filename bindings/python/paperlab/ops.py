@@ -18,7 +18,7 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
 
     Raises ValueError if a shape, device or value is not as above, TypeError for a dtype.
     Accumulates in float64; O(2^Lmax) time; the same bits for any number of threads.
-    Source: Huang, Liang, Yang, ICML 2025, Sec. 3.
+    Source: Huang, Liang, Yang, ICML 2025.
     """
     for name, value in (("u", u), ("w", w)):
         if not isinstance(value, torch.Tensor):

@@ -85,7 +85,14 @@ struct DescentCuda::Device {
 
 DescentCuda::DescentCuda(std::unique_ptr<OneLayerPlanCuda> plan, int max_length,
                          double attention_scale)
-    : device_(new Device{std::move(plan), max_length, attention_scale}) {}
+    : device_(new Device{std::move(plan), max_length, attention_scale}) {
+  // NaN, so that an entry that no kernel writes cannot pass for a gradient.
+  const Context context = device_->stream.context();
+  for (DeviceBuffer<double>* gradient : {&device_->gradient_u, &device_->gradient_w}) {
+    PAPERLAB_CUDA_CHECK(
+        cudaMemsetAsync(gradient->data(), 0xFF, gradient->size() * sizeof(double), context.stream));
+  }
+}
 
 DescentCuda::~DescentCuda() = default;
 

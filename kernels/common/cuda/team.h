@@ -38,12 +38,15 @@ struct HostTeam {
   using Registers = R;
 
   std::vector<Registers> registers;
+  bool is_reversed;  // last thread first: a phase must not notice
 
-  explicit HostTeam(int num_threads) : registers(static_cast<std::size_t>(num_threads)) {}
+  explicit HostTeam(int num_threads, bool reversed = false)
+      : registers(static_cast<std::size_t>(num_threads)), is_reversed(reversed) {}
 
   template <class Phase>
   void each(Phase&& phase) {
-    for (std::size_t thread = 0; thread < registers.size(); ++thread) {
+    for (std::size_t i = 0; i < registers.size(); ++i) {
+      const std::size_t thread = is_reversed ? registers.size() - 1 - i : i;
       phase(static_cast<int>(thread), registers[thread]);
     }
   }

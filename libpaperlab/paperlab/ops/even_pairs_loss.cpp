@@ -35,6 +35,8 @@ void check_arguments(const at::Tensor& u, const at::Tensor& w, double attention_
                     u.layout());
   TORCH_CHECK_VALUE(w.layout() == at::kStrided, "even_pairs_loss: w must be strided, got layout ",
                     w.layout());
+  TORCH_CHECK_VALUE(w.device() == u.device(), "even_pairs_loss: w must be on the device of u (",
+                    u.device(), "), got ", w.device());
   const c10::SymInt width = u.dim() == 1 ? u.sym_size(0) : c10::SymInt(0);
   TORCH_CHECK_VALUE(width >= 2 && width <= 2 * kLongest && width % 2 == 0,
                     "even_pairs_loss: u must be [2 * max_length] with max_length in 1..", kLongest,
@@ -103,7 +105,6 @@ Parameters copied(const at::Tensor& u, const at::Tensor& w, double attention_sca
 Parameters checked_parameters(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
   check_arguments(u, w, attention_scale);
   TORCH_CHECK_VALUE(u.device().is_cpu(), "even_pairs_loss: u must be on the CPU, got ", u.device());
-  TORCH_CHECK_VALUE(w.device().is_cpu(), "even_pairs_loss: w must be on the CPU, got ", w.device());
   return u.scalar_type() == at::kDouble ? copied<double>(u, w, attention_scale)
                                         : copied<float>(u, w, attention_scale);
 }

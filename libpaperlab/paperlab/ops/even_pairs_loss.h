@@ -1,7 +1,7 @@
 #pragma once
 /// \file
 /// Logistic loss of even pairs on all binary strings, as a differentiable operator.
-/// Source: Huang, Liang, Yang, ICML 2025, Sec. 3 (loss).
+/// Source: Huang, Liang, Yang, ICML 2025 (loss).
 
 #include <ATen/core/Tensor.h>
 

@@ -1,7 +1,7 @@
 #pragma once
 /// \file
 /// What is read off a training curve: growth rates and the onset of logarithmic growth.
-/// Source: Huang, Liang, Yang, ICML 2025, Sec. 5; the definition of the onset is ours.
+/// Source: Huang, Liang, Yang, ICML 2025, experiments; the definition of the onset is ours.
 
 #include <cstdint>
 #include <vector>

@@ -1,7 +1,7 @@
 #pragma once
 /// \file
 /// A trained one-layer transformer: scores, attention, features, chains of thought.
-/// Source: Huang, Liang, Yang, ICML 2025, Sec. 3. Index and units as in train.h.
+/// Source: Huang, Liang, Yang, ICML 2025. Index and units as in train.h.
 
 #include <cstddef>
 #include <cstdint>

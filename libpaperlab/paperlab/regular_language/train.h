@@ -3,7 +3,7 @@
 /// One-layer softmax-attention transformers that learn even pairs, and parity by chain of thought,
 /// trained by full-batch gradient descent on all binary strings.
 /// Source: Huang, Liang, Yang, "How Transformers Learn Regular Language Recognition", ICML 2025,
-/// Sec. 3 (model, loss, two-phase training). Index: token s (a = 0, b = 1) at position l = 1..L is
+/// (model, loss, two-phase training). Index: token s (a = 0, b = 1) at position l = 1..L is
 /// entry 2(l-1)+s of u and of a row (key) or column (query) of w; logits are w / attention_scale.
 
 #include <cstdint>

@@ -22,7 +22,8 @@ void expect_same_path(TrainOptions options) {
     EXPECT_NEAR(reduced.u_norm[r], full.u_norm[r], 1e-9 * full.u_norm[r]);
     EXPECT_NEAR(reduced.w_norm[r], full.w_norm[r], 1e-9 * full.w_norm[r]);
     EXPECT_NEAR(reduced.min_margin[r], full.min_margin[r], 1e-9);
-    EXPECT_EQ(reduced.accuracy[r], full.accuracy[r]);
+    EXPECT_NEAR(reduced.accuracy[r], full.accuracy[r], 1e-15);
+    EXPECT_EQ(reduced.accuracy[r] == 1.0, full.accuracy[r] == 1.0);
     for (std::size_t i = 0; i < full.u[r].size(); ++i) {
       EXPECT_NEAR(reduced.u[r][i], full.u[r][i], 1e-9 * full.u_norm[r]);
     }
