@@ -32,12 +32,14 @@ check() {
   fi
 }
 
+# of_sources EXPRESSION: what scripts/sources.py says.
+of_sources() { PYTHONPATH=$ROOT/scripts "$PYTHON" -c "from sources import *; print($1, sep='\n')"; }
+
 # Sets FILES: every file of the project, or those of the next commit.
 choose_files() {
   local which=project_files
   [[ ! -v OPTION[staged] ]] || which=staged_files
-  mapfile -t FILES < <(cd "$ROOT/scripts" &&
-    "$PYTHON" -c "import sources; print(*sources.$which(), sep='\n')")
+  mapfile -t FILES < <(of_sources "*$which()")
 }
 
 # with_suffix SUFFIX...: those of FILES.
@@ -50,12 +52,22 @@ with_suffix() {
   done
 }
 
+# Names each file once, with no excerpt: clang-format -i mends them.
+list_unformatted() {
+  local file wrong=0 clang_format
+  clang_format=$(of_sources 'tool_of_wheel("clang-format")')
+  for file in "$@"; do
+    "$clang_format" --dry-run -Werror "$file" 2>/dev/null || { printf '%s\n' "$file" && wrong=1; }
+  done
+  return "$wrong"
+}
+
 check_formats() {
   local -a cpp python
   mapfile -t cpp < <(with_suffix h cpp cuh cu)
   mapfile -t python < <(with_suffix py pyi)
   if [[ ${#cpp[@]} -gt 0 ]]; then
-    check clang-format "$PYTHON" "$VENV/bin/clang-format" --dry-run -Werror "${cpp[@]}"
+    check clang-format list_unformatted "${cpp[@]}"
   fi
   if [[ ${#python[@]} -gt 0 ]]; then
     check "ruff check" "$PYTHON" -m ruff check --quiet "${python[@]}"

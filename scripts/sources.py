@@ -1,5 +1,6 @@
 """The files that belong to the project, for the checks of lint."""
 
+import importlib.util
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def project_files(root: Path = ROOT) -> list[Path]:
         names = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
         names = [name for name in names if not _is_ignored(name)]
     return sorted(name for name in names if (root / name).is_file())
+
+
+def tool_of_wheel(name: str) -> Path:
+    """The program of a PyPI wheel, `clang-tidy` or `clang-format`, wherever it is installed."""
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"{name} is not installed; ./paperlab setup --develop installs it")
+    return Path(spec.origin).parent / "data" / "bin" / name
 
 
 def _is_ignored(name: Path) -> bool:

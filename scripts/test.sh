@@ -48,8 +48,8 @@ run_pytest() {
 
 parse_options --all -k= -- "$@"
 no_arguments
-ctest_choice=() pytest_choice=()
-[[ -v OPTION[all] ]] || ctest_choice=(-LE slow) pytest_choice=(-m 'not slow')
+ctest_choice=(-LE slow) pytest_choice=() # pyproject.toml leaves pytest's slow ones out
+[[ ! -v OPTION[all] ]] || ctest_choice=() pytest_choice=(-m '')
 if [[ -v OPTION[k] ]]; then
   ctest_choice+=(-R "${OPTION[k]}")
   pytest_choice+=(-k "${OPTION[k]}")

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from check_includes import included_file, includes
-from sources import CPP_SUFFIXES, ROOT
+from sources import CPP_SUFFIXES, ROOT, tool_of_wheel
 
 COMPILER = re.compile(r"(.*/)?(g\+\+|c\+\+|clang\+\+)(-\d+)?$")
 TORCH_FOLDER = re.compile(r"/torch/include\b")
-CLANG_TIDY = [sys.executable, str(Path(sys.executable).parent / "clang-tidy"), "--quiet"]
+FINDING = re.compile(r"(\S[^:]*):\d+:\d+: (?:error|warning): .*\[([^\]]+)\]$")
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,25 @@ def tidy(unit: Unit, passed: Path) -> str:
     mark = passed / key(unit)
     if mark.exists():
         return ""
-    command = [*CLANG_TIDY, str(ROOT / unit.file), "--", *unit.options]
+    command = [
+        str(tool_of_wheel("clang-tidy")),
+        "--quiet",
+        str(ROOT / unit.file),
+        "--",
+        *unit.options,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode == 0:
+    if run.returncode == 0 or not concerns_us(run.stdout or run.stderr):
         mark.touch()
         return ""
     return run.stdout.strip() or run.stderr.strip()
+
+
+def concerns_us(output: str) -> bool:
+    """False if every finding stands in a foreign header, where the analyzer follows a call."""
+    found = [match for match in map(FINDING.match, output.splitlines()) if match]
+    ours = [m for m in found if Path(m[1]).resolve().is_relative_to(ROOT) or "diagnostic" in m[2]]
+    return bool(ours) or not found
 
 
 def main() -> int:

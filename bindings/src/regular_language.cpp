@@ -36,6 +36,7 @@ constexpr Name<rl::Optimizer> kOptimizers[] = {{"gd", rl::Optimizer::kGd},
 constexpr Name<rl::Embedding> kEmbeddings[] = {{"orthonormal", rl::Embedding::kOrthonormal},
                                                {"gaussian", rl::Embedding::kGaussian},
                                                {"token_position", rl::Embedding::kTokenPosition}};
+constexpr Name<rl::Device> kDevices[] = {{"cpu", rl::Device::kCpu}, {"cuda", rl::Device::kCuda}};
 
 // An option of a fixed list as a property that holds its name.
 template <class E, std::size_t N>
@@ -86,6 +87,7 @@ void register_options(py::module_& m) {
   def_named(options, "method", &rl::TrainOptions::method, kMethods);
   def_named(options, "optimizer", &rl::TrainOptions::optimizer, kOptimizers);
   def_named(options, "embedding", &rl::TrainOptions::embedding, kEmbeddings);
+  def_named(options, "device", &rl::TrainOptions::device, kDevices);
 }
 
 struct TrainResult {

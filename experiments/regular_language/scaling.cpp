@@ -1,5 +1,6 @@
 // F9 (softmax scale), F10 (longer strings) and the exhaustive check of the two-class model.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
 
@@ -80,7 +81,7 @@ double relative_difference(const std::vector<double>& a, const std::vector<doubl
 
 // All strings by the fold kernel against the two-class model, and from a random initialization.
 void every_string_of(Run& run, rl::TrainOptions options, const std::string& name) {
-  options.record = merged({}, {100, 300, 600, 1000, 2000}, options.num_steps);
+  options.record = merged({}, {100, 300, 600, 1000, 2000, options.num_steps}, options.num_steps);
   options.method = rl::Method::kTwoClass;
   const rl::Device device = options.device;
   options.device = rl::Device::kCpu;
@@ -94,6 +95,30 @@ void every_string_of(Run& run, rl::TrainOptions options, const std::string& name
                                       {"accuracy", history.accuracy}});
   run.scalar("every string " + name + ": relative difference of the loss",
              relative_difference(history.loss, expected.loss));
+}
+
+// Share of all strings of the model's length whose truncated chain of thought ends in their parity.
+double zero_shot_accuracy(Run& run, const rl::Model& model) {
+  const int length = model.max_length;
+  const std::uint32_t count = 1U << static_cast<unsigned>(length);
+  const std::uint32_t chunk = std::min(count, 1U << 18U);
+  std::vector<std::uint8_t> strings(static_cast<std::size_t>(chunk) *
+                                    static_cast<std::size_t>(length));
+  std::uint32_t correct = 0;
+  for (std::uint32_t first = 0; first < count; first += chunk) {
+    for (std::uint32_t i = 0; i < chunk; ++i) {
+      for (int l = 0; l < length; ++l) {
+        strings[i * static_cast<std::size_t>(length) + static_cast<std::size_t>(l)] =
+            static_cast<std::uint8_t>(((first + i) >> static_cast<unsigned>(l)) & 1U);
+      }
+    }
+    const std::vector<int> parity = rl::chain_of_thought(model, strings, length, true);
+    for (std::uint32_t i = 0; i < chunk; ++i) {
+      correct += (std::popcount(first + i) & 1) == parity[i] ? 1U : 0U;
+    }
+    run.progress(first + chunk, count);
+  }
+  return static_cast<double>(correct) / count;
 }
 
 }  // namespace
@@ -131,9 +156,12 @@ void every_string(const Config& config, Run& run, rl::Device device) {
   random.max_length = 24;
   random.method = rl::Method::kFold;
   random.init_std = 0.01;
+  random.record_w = true;
   const rl::History history = rl::train(random);
   run.scalar("every string length 24 from N(0, 0.01^2): loss", history.loss.back());
   run.scalar("every string length 24 from N(0, 0.01^2): accuracy", history.accuracy.back());
+  run.scalar("every string length 24 from N(0, 0.01^2): accuracy of the truncated chain of thought",
+             zero_shot_accuracy(run, model_at(random, history, 0)));
   rl::TrainOptions chain = options_for(config, rl::Task::kParityCot, 12500);
   chain.device = device;
   chain.base_length = 16;

@@ -1,6 +1,6 @@
 #pragma once
-// How the strings of a group are cut into rows, columns and tasks. Pure arithmetic of shapes, shared
-// by the CPU and CUDA kernels, so that a task's result does not depend on who runs it.
+// How the strings of a group are cut into rows, columns and tasks. Pure arithmetic of shapes,
+// shared by the CPU and CUDA kernels, so that a task's result does not depend on who runs it.
 
 #include "kernels/common/affine_strings.h"
 
@@ -13,8 +13,8 @@ constexpr int kTaskRows = 32;
 // Lanes of a vector: shorter tables are padded.
 constexpr int kColumnLanes = 8;
 
-// Bits 0..row_bits-1 of a string's index number its row, the others its column. Bit 0, the label, is
-// always a row's: rows 2i and 2i+1 differ in the label alone.
+// Bits 0..row_bits-1 of a string's index number its row, the others its column. Bit 0, the label,
+// is always a row's: rows 2i and 2i+1 differ in the label alone.
 struct FoldShape {
   int row_bits;
   int column_bits;
@@ -81,8 +81,8 @@ PAPERLAB_HD constexpr FoldShape tile_shape(int num_bits) {
 }
 
 PAPERLAB_HD constexpr std::uint32_t string_index(FoldShape shape, int row, int column) {
-  return static_cast<std::uint32_t>(row) |
-         static_cast<std::uint32_t>(column) << static_cast<unsigned>(shape.row_bits);
+  return static_cast<std::uint32_t>(row) | static_cast<std::uint32_t>(column)
+                                               << static_cast<unsigned>(shape.row_bits);
 }
 
 // Bit l: position l reads columns. All others, the last one included, belong to the row.

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = Path(os.environ.get("PAPERLAB_BUILD_DIR", ROOT / "build" / "release")) / "python" / "paperlab"
+LIBRARY = (
+    Path(os.environ.get("PAPERLAB_BUILD_DIR", ROOT / "build" / "release")) / "python" / "paperlab"
+)
 README = (ROOT / "README.md").read_text()
 
 # Every command that the README shows and what runs it.

@@ -22,6 +22,10 @@ def _fail_type(function: str, name: str, required: str, value: object) -> Argume
 
 def _scalar(value: object) -> object:
     """The Python number in a 0-dimensional array or tensor; anything else as it is."""
+    if isinstance(value, np.floating):
+        return float(value)  # longdouble's item() is no float
+    if isinstance(value, torch.Tensor) and value.device.type == "meta":
+        return value
     if isinstance(value, np.ndarray | np.generic | torch.Tensor) and value.ndim == 0:
         return value.item()
     return value
@@ -38,10 +42,9 @@ def boolean(function: str, name: str, value: object) -> bool:
 def integer(function: str, name: str, value: object, low: int, high: int) -> int:
     """`value` as an int in low..high; bools and floats are not taken for one."""
     plain = _scalar(value)
-    if isinstance(plain, bool) or not hasattr(plain, "__index__"):
+    is_array = isinstance(plain, np.ndarray | torch.Tensor)
+    if is_array or isinstance(plain, bool) or not hasattr(plain, "__index__"):
         raise _fail_type(function, name, "an integer", value)
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim > 0:
-        raise _fail_type(function, name, "one integer", value)
     number = operator.index(plain)
     if not low <= number <= high:
         raise ValueError(f"{function}: {name} must be in {low}..{high}, got {number}")

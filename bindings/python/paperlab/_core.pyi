@@ -27,6 +27,7 @@ class BuildInfo:
     def version(self) -> str:
         ...
 class TrainOptions:
+    device: str
     embedding: str
     method: str
     optimizer: str

@@ -65,6 +65,7 @@ def train(
     uniform_weights: bool = False,
     embedding: Literal["orthonormal", "gaussian", "token_position"] = "orthonormal",
     embedding_dim: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> TrainResult:
     """Trains by full-batch gradient descent on all binary strings; returns the recorded states.
 
@@ -94,6 +95,7 @@ def train(
     embedding: "orthonormal"; "gaussian", entries N(0, 1 / embedding_dim); "token_position",
         (token + position) / sqrt(2). Others than the first need method "strings" or "fold".
     embedding_dim: 1..4096, read by "gaussian" only.
+    device: "cuda" serves methods "strings" and "fold" with optimizer "gd", where a GPU is found.
 
     Raises ValueError before any work, naming the argument; ValueError too once the loss is no
     longer finite. float64; the same bits for any number of threads.
@@ -127,6 +129,7 @@ def train(
     options.embedding = _arguments.text(name, "embedding", embedding)
     if options.embedding == "gaussian":
         options.embedding_dim = _arguments.integer(name, "embedding_dim", embedding_dim, 1, 4096)
+    options.device = _arguments.text(name, "device", device)
     result = _core.train(options)
     return {
         "step": result.step,

@@ -75,9 +75,15 @@ struct DescentCuda::Device {
     return {max_length, attention_scale, u.data(), w.data()};
   }
 
+  // A kernel is loaded at its first launch, which may not be part of a capture: a step of size 0
+  // comes first.
   void capture() {
     const DescentState state{max_length, attention_scale,   u.data(),
                              w.data(),   gradient_w.data(), control.data()};
+    const DescentControl still;
+    control.upload({&still, 1}, stream.context());
+    plan->step(state, stream.context());
+    stream.wait();
     one_step = std::make_unique<StepGraph>(*plan, state, 1, stream.context());
     many_steps = std::make_unique<StepGraph>(*plan, state, kStepsPerGraph, stream.context());
   }
@@ -119,11 +125,12 @@ std::int64_t DescentCuda::descend(std::span<double> u, std::span<double> w, doub
                                   double w_step, std::int64_t count) {
   const Context context = device_->stream.context();
   DescentControl control{u_step, w_step};
-  device_->upload(u, w);
-  device_->control.upload({&control, 1}, context);
   if (device_->one_step == nullptr) {
+    device_->upload(u, w);
     device_->capture();
   }
+  device_->upload(u, w);
+  device_->control.upload({&control, 1}, context);
   for (std::int64_t i = 0; i < count / kStepsPerGraph; ++i) {
     device_->many_steps->launch(context);
   }
@@ -133,10 +140,7 @@ std::int64_t DescentCuda::descend(std::span<double> u, std::span<double> w, doub
   device_->u.download(u, context);
   device_->w.download(w, context);
   device_->control.download({&control, 1}, context);
-  device_->stream.wait();
-  if (control.first_not_finite < 0) {
-    device_->plan->check_spread(context);
-  }
+  device_->plan->check_spread(context);  // waits
   return control.first_not_finite;
 }
 

@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kSumEntries)
     queries.e[column * kTableSize + i] = e;
     queries.eu[column * kTableSize + i] = e * parameters.u[i];
   }
-  if (i == 0 && !(table_spread(w, length, query, parameters.attention_scale) <= kMaxSpread)) {
+  const double spread = table_spread(w, length, query, parameters.attention_scale);
+  if (i == 0 && spread > kMaxSpread && spread < HUGE_VAL) {  // infinity shows in u as well
     queries.is_wide[column] = 1;
   }
 }

@@ -72,13 +72,47 @@ void validate_string(const char* function, const Model& model,
   validate_tokens(function, tokens);
 }
 
-// Appends one token to `chain`; `first` is the first token that the model sees.
-void append_step(const Model& model, std::size_t first, std::vector<std::uint8_t>& chain,
-                 std::vector<double>& phi) {
-  const std::span<const std::uint8_t> seen = std::span(chain).subspan(first);
-  attend(model, seen, phi);
-  chain.push_back(score_of(model, seen, phi) > 0.0 ? 0 : 1);
-}
+// exp(logit - max) u of every key, by query: T > 0 iff their sum over the string's tokens is > 0.
+class SignTable {
+ public:
+  explicit SignTable(const Model& model) : model_(model), terms_(model.w.size()) {
+    const std::size_t width = model.u.size();
+    for (std::size_t query = 0; query < width; ++query) {
+      const std::size_t num_keys = query / 2 * 2 + 2;
+      double high = -INFINITY;
+      double low = INFINITY;
+      for (std::size_t key = 0; key < num_keys; ++key) {
+        high = std::max(high, model.w[key * width + query]);
+        low = std::min(low, model.w[key * width + query]);
+      }
+      // Beyond this spread a string's terms could all underflow.
+      is_wide_.push_back((high - low) / model.attention_scale > 600.0);
+      for (std::size_t key = 0; key < num_keys; ++key) {
+        terms_[query * width + key] =
+            std::exp((model.w[key * width + query] - high) / model.attention_scale) * model.u[key];
+      }
+    }
+  }
+
+  bool is_positive(std::span<const std::uint8_t> tokens, std::vector<double>& phi) const {
+    const std::size_t query = index(tokens.size() - 1, tokens.back());
+    if (is_wide_[query]) {
+      attend(model_, tokens, phi);
+      return score_of(model_, tokens, phi) > 0.0;
+    }
+    const double* terms = terms_.data() + query * model_.u.size();
+    double sum = 0.0;
+    for (std::size_t l = 0; l < tokens.size(); ++l) {
+      sum += terms[index(l, tokens[l])];
+    }
+    return sum > 0.0;
+  }
+
+ private:
+  const Model& model_;
+  std::vector<double> terms_;  // [query, key]
+  std::vector<bool> is_wide_;
+};
 
 }  // namespace
 
@@ -121,6 +155,7 @@ std::vector<int> chain_of_thought(const Model& model, std::span<const std::uint8
   validate_tokens(kName, strings);
   constexpr std::size_t kChunk = 1024;
   const std::size_t count = strings.size() / width;
+  const SignTable table(model);
   std::vector<int> out(count);
   parallel_for(*default_executor(), static_cast<std::int64_t>((count + kChunk - 1) / kChunk),
                [&](std::int64_t task, int) {
@@ -131,7 +166,8 @@ std::vector<int> chain_of_thought(const Model& model, std::span<const std::uint8
                    const auto string = strings.subspan(n * width, width);
                    chain.assign(string.begin(), string.end());
                    for (std::size_t step = 0; step + 1 < width; ++step) {
-                     append_step(model, truncated ? step : 0, chain, phi);
+                     const auto seen = std::span(chain).subspan(truncated ? step : 0);
+                     chain.push_back(table.is_positive(seen, phi) ? 0 : 1);
                    }
                    out[n] = chain.back();
                  }

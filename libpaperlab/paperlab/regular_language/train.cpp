@@ -193,21 +193,23 @@ class Trainer {
       return count;
     }
     dynamics_->gradient(at_, gradient_);
-    const double of_gradient = options_.optimizer == Optimizer::kNormalizedGd
-                                   ? std::hypot(norm(gradient_.u, u_multiplicity_),
-                                                norm(gradient_.w, w_multiplicity_))
-                                   : 0.0;
+    const double of_gradient =
+        options_.optimizer == Optimizer::kNormalizedGd
+            ? std::hypot(norm(gradient_.u, u_multiplicity_), norm(gradient_.w, w_multiplicity_))
+            : 0.0;
     optimizer_.update(gradient_, of_gradient, sizes.u, sizes.w, at_);
     // u gets a share of every string's gradient, so a NaN anywhere shows here at once.
-    require_finite(std::all_of(at_.u.begin(), at_.u.end(), [](double x) { return std::isfinite(x); }),
-                   step + 1);
+    require_finite(
+        std::all_of(at_.u.begin(), at_.u.end(), [](double x) { return std::isfinite(x); }),
+        step + 1);
     return 1;
   }
 
   static void require_finite(bool is_finite, std::int64_t step) {
     if (!is_finite) {
       throw ValueError(
-          "train: learning_rate must be small enough that the loss stays finite, got a loss that is "
+          "train: learning_rate must be small enough that the loss stays finite, got a loss that "
+          "is "
           "not finite at step " +
           text(step));
     }

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -127,8 +128,10 @@ TEST(EvenPairsLossTest, ErrorsNameTheArgument) {
                                 "even_pairs_loss: u must be [2");
   expect_error<c10::ValueError>(u, at::zeros({6, 5}, at::kDouble), 2.0,
                                 "even_pairs_loss: w must be [6, 6], got [6, 5]");
-  expect_error<c10::ValueError>(u * NAN, w, 2.0, "even_pairs_loss: u must be finite");
-  expect_error<c10::ValueError>(u, w - INFINITY, 2.0, "even_pairs_loss: w must be finite");
+  expect_error<c10::ValueError>(at::full({6}, NAN, at::kDouble), w, 2.0,
+                                "even_pairs_loss: u must be finite");
+  expect_error<c10::ValueError>(u, at::full({6, 6}, INFINITY, at::kDouble), 2.0,
+                                "even_pairs_loss: w must be finite");
   expect_error<c10::ValueError>(u, w, -1.0, "even_pairs_loss: attention_scale must be finite");
   expect_error<c10::TypeError>(at::ones({6}, at::kLong), w, 2.0,
                                "even_pairs_loss: u must be float");

@@ -1,0 +1,43 @@
+// Compiled once per instruction set, like a kernel's cpu.cpp.
+#include "bench/support/fma_probe.h"
+
+#include "kernels/common/vec.h"
+
+namespace paperlab::bench::PAPERLAB_ISA {
+namespace {
+
+using namespace kernels::PAPERLAB_ISA;
+
+// Enough chains for four cycles of latency on two units, few enough for the registers.
+#if defined(__AVX512F__)
+constexpr int kChains = 12;
+#else
+constexpr int kChains = 6;
+#endif
+
+}  // namespace
+
+double fma_rounds(long rounds, double* sink) {
+  const Vec8d factor = set1(0.999999);
+  const Vec8d term = set1(1e-6);
+  Vec8d chain[kChains];
+#pragma GCC unroll 12
+  for (int i = 0; i < kChains; ++i) {
+    chain[i] = set1(1.0 + i);
+  }
+  for (long round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) {
+      chain[i] = fma(chain[i], factor, term);
+    }
+  }
+  Vec8d total = zero();
+#pragma GCC unroll 12
+  for (int i = 0; i < kChains; ++i) {
+    total = total + chain[i];
+  }
+  *sink = sum(total);
+  return 2.0 * kLanes * kChains * static_cast<double>(rounds);
+}
+
+}  // namespace paperlab::bench::PAPERLAB_ISA

@@ -1,0 +1,29 @@
+#pragma once
+// Medians of interleaved repetitions: what is compared runs in the same process and the same
+// minute.
+
+#include <functional>
+#include <vector>
+
+namespace paperlab::bench {
+
+struct Contestant {
+  std::function<void()> reset;  // before each repetition, not timed
+  std::function<void()> step;
+};
+
+struct Timing {
+  double median_us = 0.0;  // of one step
+  double low_us = 0.0;     // 10th percentile of the repetitions
+  double high_us = 0.0;    // 90th
+  double spread_percent() const { return 100.0 * (high_us - low_us) / median_us; }
+};
+
+// Repetitions take turns between the contestants; each is as many steps as fill some milliseconds,
+// after warm-up steps and a pause in which other threads fall asleep.
+std::vector<Timing> time_interleaved(const std::vector<Contestant>& contestants,
+                                     int num_repetitions);
+
+double median(std::vector<double> values);
+
+}  // namespace paperlab::bench
