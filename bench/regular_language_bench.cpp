@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/support/eager_one_layer.h"
@@ -46,8 +47,10 @@ struct Arguments {
 };
 
 struct Row {
+  Row(std::string named, double least) : name(std::move(named)), target(least) {}
+
   std::string name;
-  double target = 0.0;  // least ratio; 0: none
+  double target;  // least ratio; 0: none
   Timing ours;
   Timing baseline;
   double num_strings = 0.0;

@@ -94,20 +94,20 @@ struct EagerEvenPairs::State {
     const auto shape = {batch.num_strings, batch.width};
     const at::Tensor phi =
         at::softmax(logits.index_select(0, batch.w_index).view(shape), /*dim=*/1);
-    return (phi * of_u.index_select(0, batch.u_index).view(shape)).sum(1);
+    return phi.mul(of_u.index_select(0, batch.u_index).view(shape)).sum(1);
   }
 
   at::Tensor loss() const {
-    const at::Tensor logits = w.view({-1}) / attention_scale;
+    const at::Tensor logits = w.view({-1}).div(attention_scale);
     if (kind == EagerBatch::kPadded) {
       const Batch& all = batches.front();
       const at::Tensor t = scores(all, at::cat({u, absent_u}), at::cat({logits, absent_w}));
-      return at::softplus(all.minus_y * t).dot(all.weight);
+      return at::softplus(all.minus_y.mul(t)).dot(all.weight);
     }
     at::Tensor total;
     for (const Batch& batch : batches) {
-      const at::Tensor of_length = at::softplus(batch.minus_y * scores(batch, u, logits)).mean();
-      total = total.defined() ? total + of_length : of_length;
+      const at::Tensor of_length = at::softplus(scores(batch, u, logits).mul(batch.minus_y)).mean();
+      total = total.defined() ? total.add(of_length) : of_length;
     }
     return total;
   }

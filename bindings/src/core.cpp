@@ -1,4 +1,5 @@
 #include <exception>
+#include <utility>
 
 #include "bindings/src/registrars.h"
 #include "paperlab/core/cpu_isa.h"
@@ -13,7 +14,7 @@ namespace {
 // std::runtime_error becomes.
 void translate(std::exception_ptr pointer) {
   try {
-    std::rethrow_exception(pointer);
+    std::rethrow_exception(std::move(pointer));
   } catch (const IoError& error) {
     PyErr_SetString(PyExc_OSError, error.what());
   } catch (const DTypeError& error) {

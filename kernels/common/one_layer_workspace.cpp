@@ -20,9 +20,12 @@ std::size_t OneLayerWorkspace::row(int length, int query) const {
 }
 
 bool OneLayerWorkspace::begin(const OneLayerParameters& parameters, TableBuilder build) {
-  require<ValueError>(parameters.max_length >= max_length_, "one_layer",
-                      "parameters.max_length must be at least " + std::to_string(max_length_),
-                      std::to_string(parameters.max_length));
+  if (parameters.max_length <
+      max_length_) {  // the text is made here alone: a step allocates nothing
+    throw ValueError("one_layer: parameters.max_length must be at least " +
+                     std::to_string(max_length_) + ", got " +
+                     std::to_string(parameters.max_length));
+  }
   std::fill(sums_.begin(), sums_.end(), Marginal{0.0, 0.0});
   double spread = 0.0;
   for (int length = 1; length <= max_length_; ++length) {

@@ -139,7 +139,7 @@ PAPERLAB_HD void fold_chunk(T& team, FoldMemory& memory, const FoldTask& task, i
   });
   team.each([&](int thread, auto&) {
     if (thread < 2 * count) {
-      const double* parts = memory.part_sums + thread * kRowParts;
+      const double* parts = memory.part_sums + std::ptrdiff_t{thread} * kRowParts;
       memory.row_sums[row_value(first, 0) + thread] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
     }
   });

@@ -108,7 +108,7 @@ PAPERLAB_HD void loop_block(T& team, LoopMemory& memory, const LoopTask& task,
       PAPERLAB_UNROLL
       for (int slot = 0; slot < kItemsPerThread; ++slot) {
         const int item = item_of(thread, slot);
-        if (item < count) {
+        if (first + item < task.count) {
           const std::uint32_t word = words[first + item];
           const ScorePart part = score_part(own_table, task.length, positions, word);
           const Marginal m = string_marginal(part.z, part.n, word_label(word), task.weight);

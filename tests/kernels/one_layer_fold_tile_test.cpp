@@ -231,7 +231,7 @@ TEST(OneLayerBlockTest, RowPartsCoverEachThreadOnce) {
 }
 
 // A block's shared memory without opting in to more.
-static_assert(sizeof(FoldMemory) <= 48 * 1024);
+static_assert(sizeof(FoldMemory) <= 49152);
 
 // ---- Blocks on the CPU -------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ namespace paperlab::test {
 using namespace kernels;  // NOLINT(google-build-using-namespace): the subject of this file
 
 EmulatedTables::EmulatedTables(const OneLayerParameters& parameters, int max_length)
-    : e_(2 * static_cast<std::size_t>(max_length) * kTableSize), eu_(e_.size()) {
+    : e_(static_cast<std::size_t>(max_length) * 2 * kTableSize), eu_(e_.size()) {
   for (int column = 0; column < 2 * max_length; ++column) {
     const double* w =
         parameters.w + static_cast<std::ptrdiff_t>(column) * 2 * parameters.max_length;
     for (int i = 0; i < 2 * (column / 2 + 1); ++i) {
-      const auto at = static_cast<std::size_t>(column * kTableSize + i);
+      const std::size_t at =
+          static_cast<std::size_t>(column) * kTableSize + static_cast<std::size_t>(i);
       e_[at] = table_entry(w, column / 2 + 1, column % 2, parameters.attention_scale, i);
       eu_[at] = e_[at] * parameters.u[i];
     }
@@ -28,7 +29,7 @@ void emulate_sums(const OneLayerParameters& parameters, const EmulatedTables& ta
                   int max_length, std::span<const EmulatedTask> tasks,
                   std::span<const Marginal> marginals, const OneLayerGradient& gradient) {
   const int width = 2 * parameters.max_length;
-  std::vector<double> parts_of_u(2 * static_cast<std::size_t>(max_length) * kTableSize);
+  std::vector<double> parts_of_u(static_cast<std::size_t>(max_length) * 2 * kTableSize);
   const auto sums = std::make_unique<QuerySums>();
   for (int column = 0; column < width; ++column) {
     const bool is_used = column < 2 * max_length;

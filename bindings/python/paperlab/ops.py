@@ -25,6 +25,9 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
             raise _arguments.ArgumentTypeError(
                 f"even_pairs_loss: {name} must be a torch.Tensor, got {type(value).__name__}"
             )
-    scale = _arguments.positive("even_pairs_loss", "attention_scale", attention_scale)
-    loss: torch.Tensor = torch.ops.paperlab.even_pairs_loss(u, w, scale)
+    if (
+        not torch.compiler.is_compiling()
+    ):  # in a graph a number may be a symbol: the operator checks
+        attention_scale = _arguments.positive("even_pairs_loss", "attention_scale", attention_scale)
+    loss: torch.Tensor = torch.ops.paperlab.even_pairs_loss(u, w, attention_scale)
     return loss

@@ -273,7 +273,7 @@ PAPERLAB_HD void sum_query(T& team, QuerySums& sums, const Marginal* marginals, 
 PAPERLAB_HD inline double sum_u_gradient(const double* parts, int max_length, int i) {
   double sum = 0.0;
   for (int length = i / 2 + 1; length <= max_length; ++length) {
-    const double* a = parts + embedding_index(length - 1, 0) * kTableSize;
+    const double* a = parts + std::ptrdiff_t{embedding_index(length - 1, 0)} * kTableSize;
     sum += a[i] + a[kTableSize + i];
   }
   return sum;

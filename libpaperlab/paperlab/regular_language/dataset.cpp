@@ -44,11 +44,11 @@ AffineGroup parity_group(int length, int query) {
   return group;
 }
 
-// Step `step` (from 1) of the chain of thought of L0 = base_length tokens w_1..w_L0. The tokens seen
-// so far are w_1..w_L0 c_1..c_{step-1} with c_0 = w_L0, c_i = w_i ^ c_{i-1}; the last is `query` and
-// y = +1 iff w_step equals it. Free bits: the label, w_{step+1}.., then the chain c_0.., from which
-// w_i = c_i ^ c_{i-1}. Where the chain is longer than the columns of the fold, it is cut at c_cut,
-// held at `cut_value`, so that every token reads rows alone or columns alone.
+// Step `step` (from 1) of the chain of thought of L0 = base_length tokens w_1..w_L0. The tokens
+// seen so far are w_1..w_L0 c_1..c_{step-1} with c_0 = w_L0, c_i = w_i ^ c_{i-1}; the last is
+// `query` and y = +1 iff w_step equals it. Free bits: the label, w_{step+1}.., then the chain
+// c_0.., from which w_i = c_i ^ c_{i-1}. Where the chain is longer than the columns of the fold, it
+// is cut at c_cut, held at `cut_value`, so that every token reads rows alone or columns alone.
 AffineGroup chain_group(int base_length, int step, int query, int cut, int cut_value) {
   const bool is_cut = cut >= 0;
   const int num_bits = base_length - 1 - (is_cut ? 1 : 0);
@@ -159,6 +159,15 @@ std::vector<PackedStrings> packed_strings(const TrainOptions& options) {
 std::vector<LabelledString> training_strings(const TrainOptions& options) {
   require<ValueError>(options.max_length >= 1 && options.max_length <= 20, "training_strings",
                       "max_length must be in 1..20", std::to_string(options.max_length));
+  const bool is_chain = options.task == Task::kParityCot;
+  require<ValueError>(
+      !is_chain || (options.base_length >= 2 && options.max_length == 2 * options.base_length - 2),
+      "training_strings", "max_length must be 2 * base_length - 2 with base_length >= 2",
+      std::to_string(options.max_length) + " with base_length " +
+          std::to_string(options.base_length));
+  require<ValueError>(regularizer_length(options) <= options.max_length || !is_chain,
+                      "training_strings", "regularizer_length must be at most max_length",
+                      std::to_string(options.regularizer_length));
   std::vector<LabelledString> strings;
   for (const AffineGroup& group : affine_groups(options)) {
     for (std::uint32_t i = 0; i < (1U << static_cast<unsigned>(group.num_bits)); ++i) {
