@@ -37,6 +37,21 @@ PAPERLAB_HD inline int affine_label(const AffineGroup& group, std::uint32_t i) {
   return group.num_bits > 0 && (i & 1U) != 0 ? -1 : 1;
 }
 
+// All strings of a length that end with `query`, labelled as even pairs: y = +1 iff the first token
+// equals the last, so the first token carries the label. Each length weighs 1 in all.
+inline AffineGroup even_pairs_group(int length, int query) {
+  AffineGroup group;
+  group.length = length;
+  group.query = query;
+  group.num_bits = length - 1;
+  group.weight = 1.0 / static_cast<double>(std::int64_t{1} << static_cast<unsigned>(length));
+  for (int l = 0; l + 1 < length; ++l) {
+    group.mask[l] = 1U << static_cast<unsigned>(l);
+  }
+  group.flip[0] = static_cast<std::uint8_t>(length > 1 ? query : 0);
+  return group;
+}
+
 // parity(j & mask) for j = 8 block .. 8 block + 7, one bit each.
 PAPERLAB_HD inline std::uint8_t lane_parities(std::uint32_t mask, std::uint32_t block) {
   // Byte m holds parity(j & m) for j = 0..7.

@@ -48,23 +48,11 @@ void check_arguments(const at::Tensor& u, const at::Tensor& w, double attention_
                     attention_scale);
 }
 
-// All strings of a length that end with `query`; the first token carries the label.
-kernels::AffineGroup even_pairs_group(int length, int query) {
-  kernels::AffineGroup group{length, query, length - 1, std::ldexp(1.0, -length), {}, {}};
-  for (int l = 0; l + 1 < length; ++l) {
-    group.mask[l] = 1U << static_cast<unsigned>(l);
-  }
-  if (length > 1) {
-    group.flip[0] = static_cast<std::uint8_t>(query);
-  }
-  return group;
-}
-
 kernels::FoldPlan even_pairs_plan(int max_length) {
   std::vector<kernels::AffineGroup> groups;
   for (int length = 1; length <= max_length; ++length) {
-    groups.push_back(even_pairs_group(length, 0));
-    groups.push_back(even_pairs_group(length, 1));
+    groups.push_back(kernels::even_pairs_group(length, 0));
+    groups.push_back(kernels::even_pairs_group(length, 1));
   }
   return kernels::FoldPlan(std::move(groups));
 }

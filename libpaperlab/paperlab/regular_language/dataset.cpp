@@ -26,18 +26,9 @@ void set(AffineGroup& group, int l, Token token) {
   group.flip[l] = static_cast<std::uint8_t>(token.flip);
 }
 
-// All strings of a length that end with `query`; the first token carries the label.
-AffineGroup even_pairs_group(int length, int query) {
-  AffineGroup group{length, query, length - 1, std::ldexp(1.0, -length), {}, {}};
-  for (int l = 0; l + 1 < length; ++l) {
-    set(group, l, l == 0 ? bit(0) ^ constant(query) : bit(l));
-  }
-  return group;
-}
-
-// The same strings labelled by parity: the first token is the label xor all others.
+// The strings of even pairs labelled by parity: the first token is the label xor all others.
 AffineGroup parity_group(int length, int query) {
-  AffineGroup group = even_pairs_group(length, query);
+  AffineGroup group = kernels::even_pairs_group(length, query);
   for (int l = 1; l + 1 < length; ++l) {
     group.mask[0] |= group.mask[l];
   }
@@ -124,7 +115,7 @@ std::vector<AffineGroup> affine_groups(const TrainOptions& options) {
   for (int length = 1; length <= options.max_length; ++length) {
     for (int query = 0; query < 2 && length <= even_pairs; ++query) {
       groups.push_back(options.task == Task::kParity ? parity_group(length, query)
-                                                     : even_pairs_group(length, query));
+                                                     : kernels::even_pairs_group(length, query));
     }
     if (is_cot && length >= options.base_length) {
       add_chain_groups(options.base_length, length - options.base_length + 1, groups);
