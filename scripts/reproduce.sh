@@ -90,7 +90,7 @@ run_driver() {
 draw() {
   local paper=$1 common=$ROOT/experiments/common
   run_child "$PYTHON" "$common/figures.py" --config "$(paper_config "$paper")" --out "$out" &&
-    run_child "$PYTHON" "$common/report.py" --out "$out"
+    run_child "$PYTHON" "$common/report.py" --out "$out" >/dev/null # its path is printed at the end
 }
 
 run_papers() {

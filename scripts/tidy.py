@@ -99,6 +99,7 @@ def tidy(unit: Unit, passed: Path) -> str:
     command = [
         str(tool_of_wheel("clang-tidy")),
         "--quiet",
+        *unit.extra,
         str(ROOT / unit.file),
         "--",
         *unit.options,

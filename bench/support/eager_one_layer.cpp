@@ -29,6 +29,29 @@ struct Batch {
   std::int64_t width = 0;
 };
 
+// Strings of one length and last token as rows of ones and zeros.
+struct OneHot {
+  at::Tensor rows;     // [n, 2 length]
+  at::Tensor minus_y;  // [n]
+  std::int64_t length = 0;
+  std::int64_t query = 0;  // entry of w
+};
+
+OneHot one_hot(std::int64_t length, std::int64_t last) {
+  std::vector<double> rows;
+  std::vector<double> minus_y;
+  for (std::int64_t string = 0; string < std::int64_t{1} << (length - 1); ++string) {
+    const auto token = [=](std::int64_t l) { return l == length - 1 ? last : (string >> l) & 1; };
+    for (std::int64_t l = 0; l < length; ++l) {
+      rows.insert(rows.end(), {token(l) == 0 ? 1.0 : 0.0, token(l) == 0 ? 0.0 : 1.0});
+    }
+    minus_y.push_back(token(0) == last ? -1.0 : 1.0);
+  }
+  const at::TensorOptions real = at::TensorOptions().dtype(at::kDouble);
+  return {at::tensor(rows, real).view({-1, 2 * length}), at::tensor(minus_y, real), length,
+          2 * (length - 1) + last};
+}
+
 class BatchBuilder {
  public:
   BatchBuilder(std::int64_t max_length, std::int64_t width)
@@ -85,6 +108,7 @@ struct EagerEvenPairs::State {
   double attention_scale;
   EagerBatch kind;
   std::vector<Batch> batches;
+  std::vector<OneHot> one_hots;
   at::Tensor u;  // [keys]
   at::Tensor w;  // [query, key]: what one softmax reads is contiguous
   at::Tensor absent_u;
@@ -97,7 +121,24 @@ struct EagerEvenPairs::State {
     return phi.mul(of_u.index_select(0, batch.u_index).view(shape)).sum(1);
   }
 
+  at::Tensor tabulated_loss(const OneHot& strings) const {
+    const at::Tensor of_u = u.narrow(0, 0, 2 * strings.length);
+    const at::Tensor logits =
+        w.select(0, strings.query).narrow(0, 0, 2 * strings.length).div(attention_scale);
+    const at::Tensor e = logits.sub(logits.detach().max()).exp();
+    const at::Tensor t = strings.rows.mv(e.mul(of_u)).div(strings.rows.mv(e));
+    const double num_of_length = 2.0 * static_cast<double>(strings.rows.size(0));
+    return at::softplus(t.mul(strings.minus_y)).sum().div(num_of_length);
+  }
+
   at::Tensor loss() const {
+    if (kind == EagerBatch::kTabulated) {
+      at::Tensor total = tabulated_loss(one_hots.front());
+      for (std::size_t i = 1; i < one_hots.size(); ++i) {
+        total = total.add(tabulated_loss(one_hots[i]));
+      }
+      return total;
+    }
     const at::Tensor logits = w.view({-1}).div(attention_scale);
     if (kind == EagerBatch::kPadded) {
       const Batch& all = batches.front();
@@ -129,7 +170,10 @@ EagerEvenPairs::EagerEvenPairs(int max_length, double attention_scale, EagerBatc
   state_->absent_w = at::tensor({-std::numeric_limits<double>::infinity()}, real);
   BatchBuilder padded(max_length, max_length);
   for (std::int64_t length = 1; length <= max_length; ++length) {
-    if (batch == EagerBatch::kPadded) {
+    if (batch == EagerBatch::kTabulated) {
+      state_->one_hots.push_back(one_hot(length, 0));
+      state_->one_hots.push_back(one_hot(length, 1));
+    } else if (batch == EagerBatch::kPadded) {
       padded.add_length(length);
     } else {
       BatchBuilder builder(max_length, length);

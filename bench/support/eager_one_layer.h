@@ -10,6 +10,9 @@ namespace paperlab::bench {
 enum class EagerBatch {
   kPerLength,  // one batch for each length, as a training script would write it
   kPadded,     // all lengths in one batch, absent positions masked: fewer calls, more elements
+  // Not softmax by string but the kernels' own idea in eager calls: exponentials of a query's keys
+  // once, then Z and N as products with one-hot rows.
+  kTabulated,
 };
 
 // Index order of the public API: u [2 Lmax], w row-major [key, query].

@@ -15,15 +15,17 @@ constexpr int kChains = 12;
 constexpr int kChains = 6;
 #endif
 
+static_assert(kChains * kLanes <= kNumStart);
+
 }  // namespace
 
-double fma_rounds(long rounds, double* sink) {
+double fma_rounds(long rounds, const double* start, double* sink) {
   const Vec8d factor = set1(0.999999);
   const Vec8d term = set1(1e-6);
   Vec8d chain[kChains];
 #pragma GCC unroll 12
   for (int i = 0; i < kChains; ++i) {
-    chain[i] = set1(1.0 + i);
+    chain[i] = load(start + i * kLanes);
   }
   for (long round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12

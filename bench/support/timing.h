@@ -16,6 +16,7 @@ struct Timing {
   double median_us = 0.0;  // of one step
   double low_us = 0.0;     // 10th percentile of the repetitions
   double high_us = 0.0;    // 90th
+  double cpu_us = 0.0;     // median CPU time of all threads, which other processes hardly disturb
   double spread_percent() const { return 100.0 * (high_us - low_us) / median_us; }
 };
 

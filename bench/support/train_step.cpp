@@ -19,7 +19,9 @@ void TrainStep::step() {
   optimizer_.update(gradient_, /*gradient_norm=*/0.0, options_.learning_rate,
                     options_.learning_rate * options_.attention_scale, at_);
   for (const double x : at_.u) {
-    require<ValueError>(std::isfinite(x), "TrainStep", "u must stay finite", "NaN or infinity");
+    if (!std::isfinite(x)) {
+      throw ValueError("TrainStep: u must stay finite");
+    }
   }
 }
 

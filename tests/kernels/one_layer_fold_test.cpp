@@ -287,6 +287,9 @@ TEST_P(OneLayerFoldTest, AtZeroParametersOnlyTheFirstTokenHasAGradient) {
 }
 
 TEST_P(OneLayerFoldTest, AStepAllocatesNothing) {
+  if (!test::kCountsAllocations) {
+    GTEST_SKIP() << "sanitizers have an operator new of their own";
+  }
   const auto groups = test::even_pairs_groups(14);
   OneLayerInputs inputs({.max_length = 14});
   const OneLayerGradient gradient = inputs.gradient();
@@ -307,6 +310,9 @@ INSTANTIATE_TEST_SUITE_P(Isas, OneLayerFoldTest, testing::ValuesIn(test::all_isa
                          test::isa_name);
 
 TEST(OneLayerFoldPlanTest, TakesAtMostOneMebibyteForStringsOfTwentyTokens) {
+  if (!test::kCountsAllocations) {
+    GTEST_SKIP() << "sanitizers have an operator new of their own";
+  }
   const auto groups = test::even_pairs_groups(20);
   const test::Allocations before = test::allocations();
   const FoldPlan plan(groups);

@@ -8,8 +8,8 @@
 namespace paperlab::test {
 
 // Passes if |actual[i] - exact[i]| <= bound * norm[i] for all i; else tells the worst entry: its
-// index, both values and the bound. Where norm[i] is 0, actual[i] must be exact; elsewhere 1e-300 is
-// added to what is allowed, because doubles end there.
+// index, both values and the bound. Where norm[i] is 0, actual[i] must be exact; elsewhere 1e-300
+// is added to what is allowed, because doubles end there.
 testing::AssertionResult is_close(std::span<const double> actual,
                                   std::span<const long double> exact,
                                   std::span<const long double> norm, double bound);

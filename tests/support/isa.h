@@ -3,12 +3,17 @@
 
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <string>
 #include <vector>
 
 #include "paperlab/core/cpu_isa.h"
 
-namespace paperlab::test {
+namespace paperlab {
+
+inline void PrintTo(CpuIsa isa, std::ostream* out) { *out << cpu_isa_name(isa); }
+
+namespace test {
 
 inline const std::vector<CpuIsa>& all_isas() {
   static const std::vector<CpuIsa> isas = {CpuIsa::kGeneric, CpuIsa::kAvx2, CpuIsa::kAvx512};
@@ -39,4 +44,5 @@ inline std::string isa_name(const testing::TestParamInfo<CpuIsa>& info) {
   return cpu_isa_name(info.param);
 }
 
-}  // namespace paperlab::test
+}  // namespace test
+}  // namespace paperlab
