@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <string>
 #include <utility>
 #include <vector>
@@ -282,7 +283,8 @@ Arguments parse(int argc, char** argv) {
     } else if (name == "--machine") {
       arguments.machine = value;
     } else {
-      arguments.num_repetitions = std::max(3, std::atoi(value.c_str()));
+      arguments.num_repetitions =
+          static_cast<int>(std::clamp(std::strtol(value.c_str(), nullptr, 10), 3L, 1000L));
     }
   }
   return arguments;
@@ -315,7 +317,7 @@ int bench(const Arguments& arguments) {
 int main(int argc, char** argv) {
   try {
     return paperlab::bench::bench(paperlab::bench::parse(argc, argv));
-  } catch (const paperlab::Error& error) {
+  } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
     return 1;
   }

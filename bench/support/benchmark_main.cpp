@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
     }
   }
   std::vector<char*> arguments;
+  arguments.reserve(texts.size());
   for (std::string& text : texts) {
     arguments.push_back(text.data());
   }

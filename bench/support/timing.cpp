@@ -10,7 +10,7 @@
 namespace paperlab::bench {
 namespace {
 
-constexpr double kRepetition_us = 10000.0;
+constexpr double kRepetitionMicroseconds = 10000.0;
 constexpr auto kPause = std::chrono::milliseconds(4);
 
 double cpu_now_us() {
@@ -40,8 +40,8 @@ int num_steps(const Contestant& contestant) {
   int count = 1;
   while (count < (1 << 20)) {
     const double us = run(contestant.step, count).us;
-    if (us > kRepetition_us / 4.0) {
-      return std::max(1, static_cast<int>(std::lround(kRepetition_us / us * count)));
+    if (us > kRepetitionMicroseconds / 4.0) {
+      return std::max(1, static_cast<int>(std::lround(kRepetitionMicroseconds / us * count)));
     }
     count *= 2;
   }
@@ -65,6 +65,7 @@ double median(std::vector<double> values) {
 std::vector<Timing> time_interleaved(const std::vector<Contestant>& contestants,
                                      int num_repetitions) {
   std::vector<int> counts;
+  counts.reserve(contestants.size());
   for (const Contestant& contestant : contestants) {
     counts.push_back(num_steps(contestant));
   }
@@ -81,6 +82,7 @@ std::vector<Timing> time_interleaved(const std::vector<Contestant>& contestants,
     }
   }
   std::vector<Timing> timings;
+  timings.reserve(us.size());
   for (std::size_t i = 0; i < us.size(); ++i) {
     std::sort(us[i].begin(), us[i].end());
     timings.push_back({percentile(us[i], 0.5), percentile(us[i], 0.1), percentile(us[i], 0.9),

@@ -32,8 +32,8 @@ void regularizers(const Config& config, Run& run) {
   std::vector<double> reg;
   std::vector<double> loss;
   std::vector<double> accuracy;
-  for (const int length : {0, 1, config.base_length - 1, config.base_length,
-                           2 * config.base_length - 2}) {
+  for (const int length :
+       {0, 1, config.base_length - 1, config.base_length, 2 * config.base_length - 2}) {
     rl::TrainOptions options = options_for(config, rl::Task::kParityCot, config.num_steps);
     options.method = rl::Method::kStrings;
     options.regularizer_length = length;
@@ -42,8 +42,8 @@ void regularizers(const Config& config, Run& run) {
     loss.push_back(history.loss.back());
     accuracy.push_back(history.accuracy.back());
   }
-  run.series("F7 regularizers", {{"regularizer_length", reg}, {"loss", loss},
-                                 {"accuracy", accuracy}});
+  run.series("F7 regularizers",
+             {{"regularizer_length", reg}, {"loss", loss}, {"accuracy", accuracy}});
   run.claim("C8a", std::abs(loss[0] - (config.base_length - 1) * std::numbers::ln2));
   run.claim("C8b", accuracy[2]);
 }
@@ -67,9 +67,9 @@ void chain_of_thought(const Config& config, Run& run) {
     columns.emplace_back("u" + std::to_string(l), thinned(history, u));
   }
   run.series("F7 chain of thought", columns);
-  compare_digits(run, "F7 loss", history, history.loss,
-                 {{100, 3.6697909323}, {600, 1.7253452580}, {1000, .9441481812},
-                  {10000, .0104522995}});
+  compare_digits(
+      run, "F7 loss", history, history.loss,
+      {{100, 3.6697909323}, {600, 1.7253452580}, {1000, .9441481812}, {10000, .0104522995}});
   run.scalar("F7 accuracy is 1 for good from step",
              static_cast<double>(rl::perfect_from(history.step, history.accuracy)));
 
@@ -80,8 +80,8 @@ void chain_of_thought(const Config& config, Run& run) {
   for (std::size_t r = 0; r < sparse.step.size(); ++r) {
     accuracy.push_back(free_running_accuracy(model_at(options, sparse, r), config.base_length));
   }
-  run.series("F7 free-running accuracy", {{"step", to_double(sparse.step)},
-                                          {"accuracy", accuracy}});
+  run.series("F7 free-running accuracy",
+             {{"step", to_double(sparse.step)}, {"accuracy", accuracy}});
   run.claim("C2c", accuracy.back());
   regularizers(config, run);
 }

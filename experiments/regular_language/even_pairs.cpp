@@ -58,9 +58,9 @@ void loss(const Config& config, Run& run) {
                                {"loss", thinned(history, history.loss)},
                                {"accuracy", thinned(history, history.accuracy)},
                                {"min_margin", thinned(history, history.min_margin)}});
-  compare_digits(run, "F1 loss", history, history.loss,
-                 {{100, 3.6506885837}, {600, 1.1023490617}, {1000, .3429662304},
-                  {10000, .0102277086}});
+  compare_digits(
+      run, "F1 loss", history, history.loss,
+      {{100, 3.6506885837}, {600, 1.1023490617}, {1000, .3429662304}, {10000, .0102277086}});
   run.scalar("F1 accuracy is 1 from step",
              static_cast<double>(rl::perfect_from(history.step, history.accuracy)));
   run.claim("C1", history.accuracy.back());
@@ -100,8 +100,8 @@ void attention(const Config& config, Run& run) {
   rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, config.num_steps);
   options.method = rl::Method::kStrings;
   options.record_w = true;
-  options.record = merged(log_steps(0, config.num_steps, 40), {100, 300, 600, 1000},
-                          config.num_steps);
+  options.record =
+      merged(log_steps(0, config.num_steps, 40), {100, 300, 600, 1000}, config.num_steps);
   const rl::History history = rl::train(options);
   std::vector<double> first_positive;
   std::vector<double> first_negative;

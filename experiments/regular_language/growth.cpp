@@ -48,9 +48,8 @@ rl::History with_w(rl::TrainOptions& options, std::vector<std::int64_t> steps) {
 // |W_t - W_t0| with t0 the end of the boost.
 void attention_drift(const Config& config, Run& run, rl::Task task) {
   rl::TrainOptions options = options_for(config, task, config.rate_steps);
-  const rl::History history =
-      with_w(options, merged(log_steps(0, config.rate_steps, 16), {config.boost_steps},
-                             config.rate_steps));
+  const rl::History history = with_w(options, merged(log_steps(0, config.rate_steps, 16),
+                                                     {config.boost_steps}, config.rate_steps));
   const std::ptrdiff_t start = find_step(history, config.boost_steps);
   if (start < 0) {
     return;
@@ -62,7 +61,8 @@ void attention_drift(const Config& config, Run& run, rl::Task task) {
     drift.push_back(
         distance(history.w_record[r], history.w_record[static_cast<std::size_t>(start)]));
   }
-  run.series(std::string("F4 attention drift ") + name_of(task), {{"step", step}, {"drift", drift}});
+  run.series(std::string("F4 attention drift ") + name_of(task),
+             {{"step", step}, {"drift", drift}});
   const std::ptrdiff_t middle = find_step(history, 10000);
   const std::ptrdiff_t end = find_step(history, 100000);
   if (middle >= start && end >= start) {
@@ -131,9 +131,8 @@ void claim_if_known(Run& run, const std::string& id, double value) {
   }
 }
 
-const std::vector<std::int64_t> kMarginSteps = {100,   200,   300,   600,    1000,   2000,
-                                                5000,  10000, 20000, 50000,  100000, 300000,
-                                                1000000};
+const std::vector<std::int64_t> kMarginSteps = {100,   200,   300,   600,    1000,   2000,   5000,
+                                                10000, 20000, 50000, 100000, 300000, 1000000};
 
 MarginColumns margins_of(const Config& config, Run& run, rl::Task task, std::int64_t freeze_from,
                          const std::string& name) {
@@ -174,8 +173,8 @@ void max_margin(const Config& config, Run& run) {
   const MarginColumns even_pairs = margins_of(config, run, rl::Task::kEvenPairs, -1, "even pairs");
   claim_if_known(run, "C5d", even_pairs.at(even_pairs.gamma, 100));
   claim_if_known(run, "C6e", even_pairs.at(even_pairs.cosine, 1e4));
-  claim_if_known(run, "C6f", num_falls(even_pairs, even_pairs.normalized_margin,
-                                       {1e3, 2e3, 5e3, 1e4, 1e5}));
+  claim_if_known(run, "C6f",
+                 num_falls(even_pairs, even_pairs.normalized_margin, {1e3, 2e3, 5e3, 1e4, 1e5}));
   claim_if_known(run, "C6g", num_falls(even_pairs, even_pairs.cosine, {1e4, 2e4, 5e4, 1e5}));
   const MarginColumns chain = margins_of(config, run, rl::Task::kParityCot, -1, "chain of thought");
   claim_if_known(run, "C5e", chain.at(chain.gamma, 100));

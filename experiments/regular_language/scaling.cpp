@@ -57,8 +57,11 @@ void lengths(const Config& config, Run& run, rl::Task task, const std::vector<in
     onset.push_back(onset_of(history));
     for (const std::int64_t step : {100, 600, 1000, 2000}) {
       const std::ptrdiff_t at = find_step(history, step);
-      loss[step == 100 ? 0 : step == 600 ? 1 : step == 1000 ? 2 : 3].push_back(
-          at < 0 ? NAN : history.loss[static_cast<std::size_t>(at)]);
+      loss[step == 100    ? 0
+           : step == 600  ? 1
+           : step == 1000 ? 2
+                          : 3]
+          .push_back(at < 0 ? NAN : history.loss[static_cast<std::size_t>(at)]);
     }
     run.progress(static_cast<std::int64_t>(size.size()), std::ssize(sizes));
   }

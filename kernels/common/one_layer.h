@@ -38,15 +38,16 @@ struct OneLayerEvaluation {
   std::int64_t num_strings = 0;
 };
 
-// Of one query (L, q) the exponentials e[(l, s)] = exp((W[(l, s)] - max) / lambda) and e u. With them
-// Z = sum_l e and N = sum_l e u of a string's tokens give T = N / Z without any exp per string.
+// Of one query (L, q) the exponentials e[(l, s)] = exp((W[(l, s)] - max) / lambda) and e u. With
+// them Z = sum_l e and N = sum_l e u of a string's tokens give T = N / Z without any exp per
+// string.
 struct QueryTable {
   const double* e;   // [2 L]
   const double* eu;  // [2 L]
 };
 
-// (max - min) / lambda of a query's logits up to which every string's Z is accurate: exp(-600) is far
-// above underflow.
+// (max - min) / lambda of a query's logits up to which every string's Z is accurate: exp(-600) is
+// far above underflow.
 constexpr double kMaxSpread = 600.0;
 
 // Sums over strings of Q = c / Z and R = c T / Z with c = dLoss/dT, by position and its token.

@@ -52,8 +52,7 @@ void add_string(const OneLayerParameters& parameters, std::span<const std::uint8
     gradient.w[query * 2 * parameters.max_length + index(l)] +=
         c_phi * (parameters.u[index(l)] - t) / parameters.attention_scale;
   }
-  evaluation.loss +=
-      weight * (std::max(0.0, -margin) + std::log1p(std::exp(-std::abs(margin))));
+  evaluation.loss += weight * (std::max(0.0, -margin) + std::log1p(std::exp(-std::abs(margin))));
   merge(evaluation, {0.0, margin, margin > 0.0 ? 1 : 0, 1});
 }
 

@@ -13,14 +13,14 @@ namespace paperlab::kernels {
 class OneLayerWorkspace {
  public:
   // See query_table.h.
-  using TableBuilder = double (*)(const double* w, const double* u, int n, int unused,
-                                  double scale, double* e, double* eu);
+  using TableBuilder = double (*)(const double* w, const double* u, int n, int unused, double scale,
+                                  double* e, double* eu);
 
   explicit OneLayerWorkspace(int max_length);
 
-  // Fills the tables of all queries (L, q), L <= max_length, and sets all sums to 0. Returns whether
-  // every string's Z is far from underflow; if not, only the reference is accurate.
-  // Throws ValueError if parameters.max_length is below max_length.
+  // Fills the tables of all queries (L, q), L <= max_length, and sets all sums to 0. Returns
+  // whether every string's Z is far from underflow; if not, only the reference is accurate. Throws
+  // ValueError if parameters.max_length is below max_length.
   bool begin(const OneLayerParameters& parameters, TableBuilder build);
 
   QueryTable table(int length, int query) const;

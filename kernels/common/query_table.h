@@ -7,8 +7,8 @@
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
 
-// Writes e[i] = exp((w[i] - max) / scale) and eu[i] = e[i] u[i] for i < n; both arrays have room for
-// a whole vector at the end. Entry `unused` (the last position's other token) takes no part.
+// Writes e[i] = exp((w[i] - max) / scale) and eu[i] = e[i] u[i] for i < n; both arrays have room
+// for a whole vector at the end. Entry `unused` (the last position's other token) takes no part.
 // Returns (max - min) / scale, which tells whether every string's Z is far from underflow.
 inline double query_table(const double* w, const double* u, int n, int unused, double scale,
                           double* e, double* eu) {
@@ -20,10 +20,10 @@ inline double query_table(const double* w, const double* u, int n, int unused, d
       low = w[i] < low ? w[i] : low;
     }
   }
-  for (int i = 0; i < n; i += kLanes) {
+  for (std::ptrdiff_t i = 0; i < n; i += kLanes) {
     double x[kLanes] = {};
     double v[kLanes] = {};
-    for (int lane = 0; lane < kLanes && i + lane < n; ++lane) {
+    for (std::ptrdiff_t lane = 0; lane < kLanes && i + lane < n; ++lane) {
       x[lane] = w[i + lane] - high;
       v[lane] = u[i + lane];
     }

@@ -3,9 +3,9 @@
 // that a kernel gives the same bits on each. Include only from a kernel's cpu.cpp: the namespace is
 // the instruction set's, nothing here has external linkage, and no std header is pulled in.
 
+#include <immintrin.h>
 #include <cstddef>
 #include <cstdint>
-#include <immintrin.h>
 
 #ifndef PAPERLAB_ISA
 #error "PAPERLAB_ISA must be generic, avx2 or avx512 (see paperlab_add_kernel)"
@@ -14,7 +14,7 @@
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
 
-constexpr int kLanes = 8;
+constexpr std::ptrdiff_t kLanes = 8;
 
 #if defined(__AVX512F__)
 
@@ -33,9 +33,7 @@ inline Vec8d fma(Vec8d a, Vec8d b, Vec8d c) { return {_mm512_fmadd_pd(a.v, b.v, 
 inline Vec8d select(std::uint8_t lanes, Vec8d a, Vec8d b) {
   return {_mm512_mask_blend_pd(lanes, b.v, a.v)};
 }
-inline std::uint8_t greater(Vec8d a, Vec8d b) {
-  return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ);
-}
+inline std::uint8_t greater(Vec8d a, Vec8d b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ); }
 inline std::uint8_t unordered(Vec8d a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q); }
 // Adds the low 12 bits of n's representation to a's exponent.
 inline Vec8d add_exponent(Vec8d a, Vec8d n) {  // GCC 12 warns about its own _mm512_slli_epi64
@@ -89,8 +87,8 @@ inline std::uint8_t unordered(Vec8d a) {
                    _mm256_cmp_pd(a.hi, a.hi, _CMP_UNORD_Q));
 }
 inline __m256d add_exponent(__m256d a, __m256d n) {
-  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a),
-                                              _mm256_slli_epi64(_mm256_castpd_si256(n), 52)));
+  return _mm256_castsi256_pd(
+      _mm256_add_epi64(_mm256_castpd_si256(a), _mm256_slli_epi64(_mm256_castpd_si256(n), 52)));
 }
 inline Vec8d add_exponent(Vec8d a, Vec8d n) {
   return {add_exponent(a.lo, n.lo), add_exponent(a.hi, n.hi)};

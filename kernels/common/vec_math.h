@@ -14,10 +14,20 @@ inline Vec8d exp(Vec8d x) {
   const Vec8d n = shifted - magic;
   Vec8d r = fma(n, set1(-0x1.62e42fefa39efp-1), x);
   r = fma(n, set1(-0x1.abc9e3b39803fp-56), r);
-  constexpr double kInverseFactorial[] = {
-      1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
-      1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,
-      1.0 / 6.0,          0.5,               1.0,              1.0};
+  constexpr double kInverseFactorial[] = {1.0 / 6227020800.0,
+                                          1.0 / 479001600.0,
+                                          1.0 / 39916800.0,
+                                          1.0 / 3628800.0,
+                                          1.0 / 362880.0,
+                                          1.0 / 40320.0,
+                                          1.0 / 5040.0,
+                                          1.0 / 720.0,
+                                          1.0 / 120.0,
+                                          1.0 / 24.0,
+                                          1.0 / 6.0,
+                                          0.5,
+                                          1.0,
+                                          1.0};
   Vec8d p = set1(kInverseFactorial[0]);
   for (int k = 1; k < 14; ++k) {
     p = fma(p, r, set1(kInverseFactorial[k]));

@@ -94,7 +94,7 @@ PairSums row_pair(const Fold& fold, const Columns& columns, RowPart plus, RowPar
   Vec8d r_plus = zero();
   Vec8d q_minus = zero();
   Vec8d r_minus = zero();
-  for (int at = 0; at < padded_columns(fold.shape); at += kLanes) {
+  for (std::ptrdiff_t at = 0; at < padded_columns(fold.shape); at += kLanes) {
     const Vec8d z = load(columns.z + at);
     const Vec8d n = load(columns.n + at);
     const StringGradient a = string_gradient(z_plus + z, n_plus + n, 1.0, fold.group.weight);
@@ -171,7 +171,7 @@ void task(const AffineGroup& group, RowRange rows, QueryTable table, double* scr
   const Fold fold(group, table);
   const Columns columns(scratch);
   build_columns(fold, columns);
-  for (int at = 0; at < padded_columns(fold.shape); at += kLanes) {
+  for (std::ptrdiff_t at = 0; at < padded_columns(fold.shape); at += kLanes) {
     store(columns.q + at, zero());
     store(columns.r + at, zero());
   }
@@ -194,11 +194,11 @@ void evaluate(const AffineGroup& group, RowRange rows, QueryTable table, double*
   const Fold fold(group, table);
   const Columns columns(scratch);
   build_columns(fold, columns);
-  const int count = num_columns(fold.shape) < kLanes ? num_columns(fold.shape) : kLanes;
+  const int count = num_columns(fold.shape) < kColumnLanes ? num_columns(fold.shape) : kColumnLanes;
   for (int row = rows.begin; row < rows.end; ++row) {
     const RowPart part = row_part(fold, row);
     const Vec8d y = set1(row % 2 == 0 ? 1.0 : -1.0);
-    for (int at = 0; at < padded_columns(fold.shape); at += kLanes) {
+    for (std::ptrdiff_t at = 0; at < padded_columns(fold.shape); at += kLanes) {
       const Vec8d t = (set1(part.n) + load(columns.n + at)) / (set1(part.z) + load(columns.z + at));
       add_margins(y * t, count, group.weight, out);
     }

@@ -82,8 +82,8 @@ FoldPlan::FoldPlan(std::vector<AffineGroup> strings)
 std::size_t FoldPlan::num_bytes() const {
   return groups.capacity() * sizeof(AffineGroup) + tasks.capacity() * sizeof(Task) +
          longest_first.capacity() * sizeof(int) + marginals.capacity() * sizeof(Marginal) +
-         evaluations.capacity() * sizeof(OneLayerEvaluation) +
-         scratch.capacity() * sizeof(double) + workspace.num_bytes();
+         evaluations.capacity() * sizeof(OneLayerEvaluation) + scratch.capacity() * sizeof(double) +
+         workspace.num_bytes();
 }
 
 void one_layer_fold(FoldPlan& plan, const OneLayerParameters& parameters,
@@ -93,18 +93,18 @@ void one_layer_fold(FoldPlan& plan, const OneLayerParameters& parameters,
     one_layer_fold_reference(plan.groups, parameters, gradient);
     return;
   }
-  for_each_task(plan, executor,
-                [&](std::size_t, const FoldPlan::Task& task, const AffineGroup& group,
-                    double* scratch) {
-                  kernel.task(group, rows_of(group, task.index),
-                              plan.workspace.table(group.length, group.query), scratch,
-                              plan.marginals.data() + task.marginals);
-                });
+  for_each_task(
+      plan, executor,
+      [&](std::size_t, const FoldPlan::Task& task, const AffineGroup& group, double* scratch) {
+        kernel.task(group, rows_of(group, task.index),
+                    plan.workspace.table(group.length, group.query), scratch,
+                    plan.marginals.data() + task.marginals);
+      });
   for (const FoldPlan::Task& task : plan.tasks) {
     const AffineGroup& group = plan.groups[static_cast<std::size_t>(task.group)];
-    plan.workspace.add(group.length, group.query,
-                       {plan.marginals.data() + task.marginals,
-                        2 * static_cast<std::size_t>(group.length)});
+    plan.workspace.add(
+        group.length, group.query,
+        {plan.marginals.data() + task.marginals, 2 * static_cast<std::size_t>(group.length)});
   }
   plan.workspace.finish(parameters, gradient);
 }

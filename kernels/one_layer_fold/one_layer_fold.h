@@ -15,8 +15,8 @@
 
 namespace paperlab::kernels {
 
-// Everything that depends on the groups alone, and the memory of one step: made once, so that a step
-// allocates nothing. Not to be shared by two steps at a time.
+// Everything that depends on the groups alone, and the memory of one step: made once, so that a
+// step allocates nothing. Not to be shared by two steps at a time.
 struct FoldPlan {
   // Throws ValueError if a group is not foldable (tile.h), has a length outside
   // 1..kMaxStringLength, or comes after a longer one.
@@ -31,12 +31,12 @@ struct FoldPlan {
   };
 
   std::vector<AffineGroup> groups;
-  std::vector<Task> tasks;            // in order of groups
-  std::vector<int> longest_first;     // order in which tasks are handed out
+  std::vector<Task> tasks;         // in order of groups
+  std::vector<int> longest_first;  // order in which tasks are handed out
   std::int64_t num_strings = 0;
-  std::vector<Marginal> marginals;    // of all tasks
+  std::vector<Marginal> marginals;  // of all tasks
   std::vector<OneLayerEvaluation> evaluations;
-  std::vector<double> scratch;        // column tables of each worker
+  std::vector<double> scratch;  // column tables of each worker
   OneLayerWorkspace workspace;
 };
 

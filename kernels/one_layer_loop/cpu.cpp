@@ -24,7 +24,7 @@ Scores score(const StringBlocks& blocks, QueryTable table, const std::uint8_t* t
 
 // Lanes of a block that hold strings.
 std::uint8_t lanes_in_use(const StringBlocks& blocks, std::int64_t block) {
-  const int count = block + 1 < blocks.num_blocks ? kLanes : blocks.last_count;
+  const int count = block + 1 < blocks.num_blocks ? int{kLanes} : blocks.last_count;
   return static_cast<std::uint8_t>((1U << static_cast<unsigned>(count)) - 1U);
 }
 
@@ -80,7 +80,7 @@ void evaluate(const StringBlocks& blocks, QueryTable table, OneLayerEvaluation& 
   for (std::int64_t block = 0; block < blocks.num_blocks; ++block) {
     const Scores sums = score(blocks, table, blocks.tokens + block * (blocks.length - 1));
     const Vec8d y = select(blocks.negative[block], set1(-1.0), set1(1.0));
-    const int count = block + 1 < blocks.num_blocks ? kLanes : blocks.last_count;
+    const int count = block + 1 < blocks.num_blocks ? int{kLanes} : blocks.last_count;
     add_margins(y * (sums.n / sums.z), count, blocks.weight, out);
   }
 }

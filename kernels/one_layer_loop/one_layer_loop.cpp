@@ -25,10 +25,10 @@ std::int64_t num_blocks(const PackedStrings& strings) {
 std::vector<PackedStrings> validated(std::vector<PackedStrings> groups) {
   require<ValueError>(!groups.empty(), "one_layer_loop", "strings must not be empty", "none");
   for (const PackedStrings& group : groups) {
-    require<ValueError>(group.length >= 1 && group.num_strings >= 1, "one_layer_loop",
-                        "every group must hold strings of at least one token",
-                        std::to_string(group.num_strings) + " of length " +
-                            std::to_string(group.length));
+    require<ValueError>(
+        group.length >= 1 && group.num_strings >= 1, "one_layer_loop",
+        "every group must hold strings of at least one token",
+        std::to_string(group.num_strings) + " of length " + std::to_string(group.length));
   }
   return groups;
 }
@@ -40,7 +40,7 @@ int longest(const std::vector<PackedStrings>& groups) {
 }
 
 std::size_t scratch_per_worker(int max_length) {
-  return 4 * kStringsPerBlock * static_cast<std::size_t>(max_length);
+  return static_cast<std::size_t>(max_length) * 4 * kStringsPerBlock;
 }
 
 StringBlocks blocks_of(const PackedStrings& group, const LoopPlan::Task& task) {
@@ -59,8 +59,8 @@ StringBlocks blocks_of(const PackedStrings& group, const LoopPlan::Task& task) {
 template <class F>
 void for_each_task(LoopPlan& plan, const Executor& executor, F body) {
   const Executor& chosen = plan.num_tokens < kSerialTokens ? serial_executor() : executor;
-  const std::size_t needed = scratch_per_worker(longest(plan.groups)) *
-                             static_cast<std::size_t>(chosen.num_workers());
+  const std::size_t needed =
+      scratch_per_worker(longest(plan.groups)) * static_cast<std::size_t>(chosen.num_workers());
   plan.scratch.resize(std::max(plan.scratch.size(), needed));
   parallel_for(chosen, std::ssize(plan.tasks), [&](std::int64_t i, int worker) {
     const auto number = static_cast<std::size_t>(i);
@@ -120,19 +120,17 @@ void one_layer_loop(LoopPlan& plan, const OneLayerParameters& parameters,
     return;
   }
   const std::size_t stride = scratch_per_worker(longest(plan.groups));
-  for_each_task(plan, executor,
-                [&](std::size_t, const LoopPlan::Task& task, const PackedStrings& group,
-                    std::size_t worker) {
-                  kernel.task(blocks_of(group, task),
-                              plan.workspace.table(group.length, group.query),
-                              plan.scratch.data() + worker * stride,
-                              plan.marginals.data() + task.marginals);
-                });
+  for_each_task(
+      plan, executor,
+      [&](std::size_t, const LoopPlan::Task& task, const PackedStrings& group, std::size_t worker) {
+        kernel.task(blocks_of(group, task), plan.workspace.table(group.length, group.query),
+                    plan.scratch.data() + worker * stride, plan.marginals.data() + task.marginals);
+      });
   for (const LoopPlan::Task& task : plan.tasks) {
     const PackedStrings& group = plan.groups[static_cast<std::size_t>(task.group)];
-    plan.workspace.add(group.length, group.query,
-                       {plan.marginals.data() + task.marginals,
-                        2 * static_cast<std::size_t>(group.length)});
+    plan.workspace.add(
+        group.length, group.query,
+        {plan.marginals.data() + task.marginals, 2 * static_cast<std::size_t>(group.length)});
   }
   plan.workspace.finish(parameters, gradient);
 }
@@ -146,14 +144,13 @@ OneLayerEvaluation one_layer_loop_evaluate(LoopPlan& plan, const OneLayerParamet
     return one_layer_loop_reference(plan.groups, parameters,
                                     {unused.data(), unused.data() + width});
   }
-  for_each_task(plan, executor,
-                [&](std::size_t number, const LoopPlan::Task& task, const PackedStrings& group,
-                    std::size_t) {
-                  plan.evaluations[number] = no_strings();
-                  kernel.evaluate(blocks_of(group, task),
-                                  plan.workspace.table(group.length, group.query),
-                                  plan.evaluations[number]);
-                });
+  for_each_task(
+      plan, executor,
+      [&](std::size_t number, const LoopPlan::Task& task, const PackedStrings& group, std::size_t) {
+        plan.evaluations[number] = no_strings();
+        kernel.evaluate(blocks_of(group, task), plan.workspace.table(group.length, group.query),
+                        plan.evaluations[number]);
+      });
   OneLayerEvaluation total = no_strings();
   for (const OneLayerEvaluation& part : plan.evaluations) {
     merge(total, part);

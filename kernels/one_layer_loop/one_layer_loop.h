@@ -1,7 +1,7 @@
 #pragma once
-// Loss gradient of the one-layer transformer over any list of binary strings: O(L) per string, eight
-// strings at a time. Accumulates in float64. The same bits on every instruction set, for every
-// executor and from run to run.
+// Loss gradient of the one-layer transformer over any list of binary strings: O(L) per string,
+// eight strings at a time. Accumulates in float64. The same bits on every instruction set, for
+// every executor and from run to run.
 
 #include <cstddef>
 #include <cstdint>
@@ -27,8 +27,9 @@ struct PackedStrings {
 };
 
 // Packs `tokens` [N, length] of 0/1 with labels [N] of +-1; all rows end with the token `query`.
-PackedStrings pack_strings(std::span<const std::uint8_t> tokens, std::span<const std::int8_t> labels,
-                           int length, int query, double weight);
+PackedStrings pack_strings(std::span<const std::uint8_t> tokens,
+                           std::span<const std::int8_t> labels, int length, int query,
+                           double weight);
 
 // The strings and the memory of one step. Not to be shared by two steps at a time.
 struct LoopPlan {

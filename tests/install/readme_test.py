@@ -1,4 +1,4 @@
-"""The README stays true: its code runs and its commands are run here or by the test named beside them."""
+"""The README stays true: its code runs, and so do its commands."""
 
 import os
 import re

@@ -20,7 +20,6 @@
 namespace paperlab::kernels {
 namespace {
 
-using test::OneLayerCase;
 using test::OneLayerInputs;
 
 std::vector<AffineGroup> chain_groups(int base_length) {

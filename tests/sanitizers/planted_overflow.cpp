@@ -12,11 +12,11 @@ int run(const char* fault, int count) {
   int stack[8] = {};
   stack[count % 8] = count;
   if (std::strcmp(fault, "heap") == 0) {
-    return heap.data()[count];
+    return heap.data()[count];  // NOLINT: planted
   }
   if (std::strcmp(fault, "stack") == 0) {
     int* volatile element = stack;
-    return element[count];
+    return element[count];  // NOLINT: planted
   }
   if (std::strcmp(fault, "signed") == 0) {
     return INT_MAX - 8 + count + heap[0];
@@ -24,7 +24,7 @@ int run(const char* fault, int count) {
   if (std::strcmp(fault, "leak") == 0) {
     int* volatile lost = new int(count);
     lost = nullptr;
-    return lost == nullptr ? 0 : 1;
+    return lost == nullptr ? 0 : 1;  // NOLINT: planted
   }
   return heap[0] + stack[0] == 2 * count ? 0 : 1;
 }

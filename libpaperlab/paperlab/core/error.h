@@ -1,6 +1,7 @@
 #pragma once
 /// \file
-/// The error types of the library. A message reads "module::function: what was required, got what came".
+/// The error types of the library. A message reads "module::function: what was required, got what
+/// came".
 
 #include <stdexcept>
 #include <string>

@@ -1,7 +1,8 @@
 #pragma once
 /// \file
 /// Parallel loops: kernels get an executor and never choose threads themselves.
-/// Results must not depend on the executor: tasks are functions of shapes and write disjoint memory.
+/// Results must not depend on the executor: tasks are functions of shapes and write disjoint
+/// memory.
 
 #include <cstdint>
 #include <memory>

@@ -42,7 +42,7 @@ int append_id(dl_phdr_info* object, std::size_t, void* out) {
     return 0;
   }
   for (int i = 0; i < object->dlpi_phnum; ++i) {
-    const ElfW(Phdr)& segment = object->dlpi_phdr[i];
+    const ElfW(Phdr) & segment = object->dlpi_phdr[i];
     if (segment.p_type != PT_NOTE) {
       continue;
     }

@@ -9,8 +9,8 @@
 namespace paperlab {
 
 struct BuildInfo {
-  const char* version;   ///< project(paperlab VERSION ...) of CMakeLists.txt.
-  const char* commit;    ///< Short hash, "-dirty.<hash of the difference>" if changed, or "unknown".
+  const char* version;  ///< project(paperlab VERSION ...) of CMakeLists.txt.
+  const char* commit;   ///< Short hash, "-dirty.<hash of the difference>" if changed, or "unknown".
   const char* compiler;  ///< Name and version.
   const char* flags;     ///< Compiler flags common to all files.
   const char* torch;     ///< Version of LibTorch it was built with, "" without.

@@ -81,8 +81,7 @@ class Exhaustive final : public Dynamics {
 
   Evaluation evaluate(const Parameters& at) override {
     const kernels::OneLayerEvaluation all = kernel_.evaluate(view(at), *executor_);
-    return {all.loss,
-            static_cast<double>(all.num_correct) / static_cast<double>(all.num_strings),
+    return {all.loss, static_cast<double>(all.num_correct) / static_cast<double>(all.num_strings),
             all.min_margin};
   }
 
@@ -115,9 +114,8 @@ Matrix embedding_matrix(const TrainOptions& options) {
   if (options.embedding == Embedding::kGaussian) {
     Matrix e(options.embedding_dim, width);
     for (Eigen::Index i = 0; i < e.size(); ++i) {
-      e.data()[i] =
-          philox_normal(options.seed, kStreamEmbedding, static_cast<std::uint64_t>(i)) /
-          std::sqrt(static_cast<double>(options.embedding_dim));
+      e.data()[i] = philox_normal(options.seed, kStreamEmbedding, static_cast<std::uint64_t>(i)) /
+                    std::sqrt(static_cast<double>(options.embedding_dim));
     }
     return e;
   }
@@ -129,7 +127,8 @@ Matrix embedding_matrix(const TrainOptions& options) {
   return e;
 }
 
-// u in R^d and W in R^{d x d} act through <u, E> and E^T W E; gradients come back by the chain rule.
+// u in R^d and W in R^{d x d} act through <u, E> and E^T W E; gradients come back by the chain
+// rule.
 class Embedded final : public Dynamics {
  public:
   Embedded(const TrainOptions& options, std::unique_ptr<Dynamics> inner)

@@ -1,6 +1,7 @@
 #include "paperlab/regular_language/measures.h"
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 
@@ -42,14 +43,14 @@ std::int64_t log_growth_onset(const std::vector<std::int64_t>& step,
                               const std::vector<double>& norm) {
   require_lengths("log_growth_onset", step.size(), norm.size(), 4);
   std::int64_t onset = 0;
-  double steepest = -INFINITY;
+  double steepest = -std::numeric_limits<double>::infinity();
   for (std::size_t i = 1; i + 1 < step.size(); ++i) {
     if (step[i - 1] < 1) {
       continue;
     }
-    const double growth = (norm[i + 1] - norm[i - 1]) /
-                          (std::log(static_cast<double>(step[i + 1])) -
-                           std::log(static_cast<double>(step[i - 1])));
+    const double growth =
+        (norm[i + 1] - norm[i - 1]) /
+        (std::log(static_cast<double>(step[i + 1])) - std::log(static_cast<double>(step[i - 1])));
     if (growth > steepest) {
       steepest = growth;
       onset = step[i];

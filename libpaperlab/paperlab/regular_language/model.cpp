@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "paperlab/core/parallel.h"
@@ -38,7 +39,7 @@ std::size_t index(std::size_t l, std::uint8_t token) { return 2 * l + token; }
 void attend(const Model& model, std::span<const std::uint8_t> tokens, std::vector<double>& phi) {
   const std::size_t width = model.u.size();
   const std::size_t query = index(tokens.size() - 1, tokens.back());
-  double high = -INFINITY;
+  double high = -std::numeric_limits<double>::infinity();
   phi.resize(tokens.size());
   for (std::size_t l = 0; l < tokens.size(); ++l) {
     phi[l] = model.w[index(l, tokens[l]) * width + query] / model.attention_scale;
@@ -79,8 +80,8 @@ class SignTable {
     const std::size_t width = model.u.size();
     for (std::size_t query = 0; query < width; ++query) {
       const std::size_t num_keys = query / 2 * 2 + 2;
-      double high = -INFINITY;
-      double low = INFINITY;
+      double high = -std::numeric_limits<double>::infinity();
+      double low = std::numeric_limits<double>::infinity();
       for (std::size_t key = 0; key < num_keys; ++key) {
         high = std::max(high, model.w[key * width + query]);
         low = std::min(low, model.w[key * width + query]);
@@ -144,7 +145,8 @@ std::vector<int> chain_of_thought(const Model& model, std::span<const std::uint8
   validate_model(kName, model);
   require<ValueError>(base_length >= 2, kName, "strings must have at least 2 tokens",
                       std::to_string(base_length));
-  const int longest = truncated ? base_length : 2 * base_length - 2;
+  const std::int64_t longest =
+      truncated ? std::int64_t{base_length} : 2 * std::int64_t{base_length} - 2;
   require<ValueError>(longest <= model.max_length, kName,
                       "u and w must serve strings of " + std::to_string(longest) + " tokens",
                       "max_length " + std::to_string(model.max_length));

@@ -32,7 +32,8 @@ PAPERLAB_API std::vector<LabelledString> training_strings(const TrainOptions& op
 
 /// Attention weights [L] of the last token over the string.
 /// \throws ValueError  if a token is not 0 or 1 or the string is empty or longer than max_length.
-PAPERLAB_API std::vector<double> attention(const Model& model, std::span<const std::uint8_t> tokens);
+PAPERLAB_API std::vector<double> attention(const Model& model,
+                                           std::span<const std::uint8_t> tokens);
 
 /// T(X) = sum_l phi_l u[(l, x_l)]; the predicted label is +1 iff T > 0. Throws as attention().
 PAPERLAB_API double score(const Model& model, std::span<const std::uint8_t> tokens);

@@ -23,7 +23,8 @@ enum class Task {
 };
 
 enum class Method {
-  kTwoClass,  ///< The exact reduced model: one score per length and label (zero initialization only).
+  kTwoClass,  ///< The exact reduced model: one score per length and label (zero initialization
+              ///< only).
   kStrings,   ///< Every string, eight at a time.
   kFold,      ///< Every string as a row part plus a column part.
 };
@@ -46,10 +47,10 @@ enum class Device { kCpu, kCuda };
 
 struct TrainOptions {
   Task task = Task::kEvenPairs;
-  int max_length = 6;            ///< Longest string; 2 * base_length - 2 for kParityCot.
-  int base_length = 4;           ///< Read by kParityCot alone; at least 2.
-  double learning_rate = 0.1;    ///< Finite, > 0.
-  double attention_scale = 2.0;  ///< lambda, divides the logits; finite, > 0.
+  int max_length = 6;              ///< Longest string; 2 * base_length - 2 for kParityCot.
+  int base_length = 4;             ///< Read by kParityCot alone; at least 2.
+  double learning_rate = 0.1;      ///< Finite, > 0.
+  double attention_scale = 2.0;    ///< lambda, divides the logits; finite, > 0.
   std::int64_t boost_steps = 100;  ///< In the first steps w moves by learning_rate * boost.
   std::int64_t num_steps = 2000;
   Method method = Method::kTwoClass;
@@ -61,8 +62,10 @@ struct TrainOptions {
   // Controls that the paper does not vary; the defaults are the paper's algorithm.
   double boost = 0.0;  ///< Multiplier of w's step while t < boost_steps; 0: attention_scale.
   std::int64_t freeze_attention_from = -1;  ///< w stays as it is from this step on; -1: never.
-  int regularizer_length = -1;  ///< kParityCot adds even pairs of lengths 1..this; -1: base_length - 1.
-  bool uniform_weights = false;  ///< Each string counts the same, not each length (method kStrings).
+  int regularizer_length =
+      -1;  ///< kParityCot adds even pairs of lengths 1..this; -1: base_length - 1.
+  bool uniform_weights =
+      false;  ///< Each string counts the same, not each length (method kStrings).
   Embedding embedding = Embedding::kOrthonormal;  ///< Others need method kStrings or kFold.
   int embedding_dim = 0;                          ///< Read by kGaussian alone.
   Device device = Device::kCpu;                   ///< kCuda serves kStrings and kFold with kGd.
@@ -76,11 +79,11 @@ struct TrainOptions {
 /// The state after `step[r]` updates, for each record r.
 struct History {
   std::vector<std::int64_t> step;
-  std::vector<double> loss;      ///< The whole objective.
-  std::vector<double> accuracy;  ///< Share of the training strings with y T > 0.
-  std::vector<double> min_margin;          ///< Smallest y T.
-  std::vector<std::vector<double>> u;      ///< [R][2 max_length]; <u, E> if embedded.
-  std::vector<double> w_norm;              ///< Frobenius norm.
+  std::vector<double> loss;            ///< The whole objective.
+  std::vector<double> accuracy;        ///< Share of the training strings with y T > 0.
+  std::vector<double> min_margin;      ///< Smallest y T.
+  std::vector<std::vector<double>> u;  ///< [R][2 max_length]; <u, E> if embedded.
+  std::vector<double> w_norm;          ///< Frobenius norm.
   std::vector<double> u_norm;
   std::vector<double> w;  ///< After num_steps, row-major [key, query]; empty above max_length 512.
   std::vector<std::vector<double>> w_record;  ///< As w, for each record, if options.record_w.
@@ -88,10 +91,12 @@ struct History {
 
 /// Trains and returns the recorded states.
 ///
-/// \throws ValueError  naming the option that is out of range or does not fit the method (max_length
-///                     up to 4096 for kTwoClass, 20 for kStrings, 24 for kFold, base_length up to 16
-///                     for kFold), or "the loss is not finite" with the step.
-/// \throws UnsupportedError  for device kCuda without a build with CUDA and a GPU, or if the logits of a
+/// \throws ValueError  naming the option that is out of range or does not fit the method
+/// (max_length
+///                     up to 4096 for kTwoClass, 20 for kStrings, 24 for kFold, base_length up to
+///                     16 for kFold), or "the loss is not finite" with the step.
+/// \throws UnsupportedError  for device kCuda without a build with CUDA and a GPU, or if the logits
+/// of a
 ///                     query spread over more than 600 attention scales there.
 ///
 /// float64. The same bits for any number of threads. Cost of a step: O(max_length^2) for kTwoClass,

@@ -1,8 +1,8 @@
 // The exact two-class model. From zero initialization, on exhaustive strings, u does not depend on
-// the token and W[(l, w), (L, w')] does not depend on the tokens unless l is the target position, and
-// then only on whether they are equal. So a string's score depends on its length and label alone:
-// T_L^+ and T_L^-. Derivation: for each length, (token at l, last token, label) is jointly uniform on
-// 8 values for every l other than the target and the last.
+// the token and W[(l, w), (L, w')] does not depend on the tokens unless l is the target position,
+// and then only on whether they are equal. So a string's score depends on its length and label
+// alone: T_L^+ and T_L^-. Derivation: for each length, (token at l, last token, label) is jointly
+// uniform on 8 values for every l other than the target and the last.
 
 #include <algorithm>
 #include <cmath>

@@ -13,7 +13,7 @@ namespace {
 
 class CpuIsaTest : public testing::Test {
  protected:
-  ~CpuIsaTest() override { set_cpu_isa("auto"); }
+  void TearDown() override { set_cpu_isa("auto"); }
 };
 
 TEST_F(CpuIsaTest, NamesAreThoseOfTheBuild) {

@@ -171,7 +171,7 @@ TEST(ParallelTest, PoolSizesOutsideTheBoundsAreRefused) {
 
 class DefaultExecutorTest : public testing::Test {
  protected:
-  ~DefaultExecutorTest() override { set_num_threads(before_); }
+  void TearDown() override { set_num_threads(before_); }
 
   const int before_ = get_num_threads();
 };

@@ -159,7 +159,7 @@ void add_string(Data& data, unsigned string, int length, int target, int max_len
   const double score = std::exp(equal == (target == 1) ? logit : -logit);
   const double total = score + length - 1;
   for (int l = 1; l <= length; ++l) {
-    row[static_cast<std::size_t>(2 * (l - 1) + token(string, l))] =
+    row[2 * static_cast<std::size_t>(l - 1) + static_cast<std::size_t>(token(string, l))] =
         (l == target ? score : 1.0) / total;
   }
   data.add(row, equal ? 1.0 : -1.0);

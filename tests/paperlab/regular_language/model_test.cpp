@@ -70,9 +70,9 @@ TEST(ModelTest, AttentionIsTheSoftmaxOfTheLastTokensLogits) {
   const Model model = random_model(5);
   const Tokens tokens = {1, 0, 0, 1};
   const std::vector<double> phi = attention(model, tokens);
-  std::vector<double> expected;
+  std::vector<double> expected(4);
   for (std::size_t l = 0; l < 4; ++l) {
-    expected.push_back(std::exp(model.w[(2 * l + tokens[l]) * 10 + 7] / 2.0));
+    expected[l] = (std::exp(model.w[(2 * l + tokens[l]) * 10 + 7] / 2.0));
   }
   const double sum = std::accumulate(expected.begin(), expected.end(), 0.0);
   ASSERT_EQ(phi.size(), 4U);
@@ -127,7 +127,7 @@ TEST(ModelTest, TheScoreIsTheProductOfUAndTheFeatures) {
   const std::vector<double> z = features(model, strings);
   ASSERT_EQ(z.size(), strings.size() * 12);
   for (std::size_t n = 0; n < strings.size(); ++n) {
-    const double t = std::inner_product(model.u.begin(), model.u.end(), z.begin() + 12 * n, 0.0);
+    const double t = std::inner_product(model.u.begin(), model.u.end(), z.data() + 12 * n, 0.0);
     EXPECT_NEAR(t, score(model, strings[n].tokens), 1e-14);
   }
 }

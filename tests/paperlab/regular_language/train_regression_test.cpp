@@ -1,6 +1,7 @@
 // Digits of earlier runs of the same configurations: these tests say that an implementation does
 // the same as before, not that a claim of the paper holds. Values are compared to all their digits.
 #include <gtest/gtest.h>
+#include <algorithm>
 
 #include <array>
 #include <cmath>
@@ -77,10 +78,9 @@ const std::vector<State> kChainStates = {
 };
 
 void expect_states(TrainOptions options, const std::vector<State>& states) {
-  std::vector<std::int64_t> steps;
-  for (const State& state : states) {
-    steps.push_back(static_cast<std::int64_t>(state[0]));
-  }
+  std::vector<std::int64_t> steps(states.size());
+  std::transform(states.begin(), states.end(), steps.begin(),
+                 [](const State& state) { return static_cast<std::int64_t>(state[0]); });
   const History history = train(recording(std::move(options), steps));
   for (std::size_t r = 0; r < states.size(); ++r) {
     SCOPED_TRACE("step " + std::to_string(steps[r]));

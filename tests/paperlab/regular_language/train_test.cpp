@@ -29,8 +29,9 @@ double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 // Entry of History::w for token s at position l and query q at position `length`, both from 1.
 double entry(const std::vector<double>& w, int max_length, int l, int s, int length, int q) {
-  const int width = 2 * max_length;
-  return w[static_cast<std::size_t>((2 * (l - 1) + s) * width + 2 * (length - 1) + q)];
+  const auto width = 2 * static_cast<std::size_t>(max_length);
+  const std::size_t key = 2 * static_cast<std::size_t>(l - 1) + static_cast<std::size_t>(s);
+  return w[key * width + 2 * static_cast<std::size_t>(length - 1) + static_cast<std::size_t>(q)];
 }
 
 class TrainMethodTest : public testing::TestWithParam<Method> {
