@@ -24,6 +24,18 @@ run_ctest() {
   printf '== ctest in build/%s\n' "$preset"
   ctest --test-dir "$ROOT/build/$preset" --output-on-failure --parallel "$(nproc)" "$@" </dev/null ||
     failed+=("ctest in build/$preset")
+  show_skips "$ROOT/build/$preset/Testing/Temporary/LastTest.log"
+}
+
+# GoogleTest's reasons for skipping, which ctest keeps to itself, with how many tests gave each.
+show_skips() {
+  local line count reason
+  [[ -r $1 ]] || return 0
+  { grep -A1 ': Skipped$' "$1" || true; } | while read -r line; do
+    [[ $line == *': Skipped' || $line == -- ]] || printf '%s\n' "$line"
+  done | sort | uniq -c | while read -r count reason; do
+    printf 'skipped: %d tests: %s\n' "$count" "$reason"
+  done
 }
 
 # run_sanitizer TREE [CMAKE-OPTION...]
@@ -39,7 +51,7 @@ run_pytest() {
   (
     cd "$ROOT"
     export PYTHONPATH=$ROOT/build/release/python${PYTHONPATH:+:$PYTHONPATH}
-    exec "$PYTHON" -m pytest tests "${pytest_choice[@]}" </dev/null 3>&-
+    exec "$PYTHON" -m pytest -rs tests "${pytest_choice[@]}" </dev/null 3>&-
   ) || status=$?
   # Exit code 5: nothing matched, which -k EXPRESSION makes normal.
   if [[ $status -eq 0 || ($status -eq 5 && -v OPTION[k]) ]]; then return 0; fi

@@ -63,16 +63,18 @@ void OneLayerWorkspace::finish(const OneLayerParameters& parameters,
   std::fill_n(gradient.u, width, 0.0);
   std::fill_n(gradient.w, static_cast<std::ptrdiff_t>(width) * width, 0.0);
   for (int length = 1; length <= max_length_; ++length) {
-    for (int i = 0; i < 2 * length; ++i) {
-      double of_u[2];
-      for (int query = 0; query < 2; ++query) {
-        const std::size_t at = row(length, query) + static_cast<std::size_t>(i);
-        const std::ptrdiff_t column = embedding_index(length - 1, query);
-        of_u[query] = u_gradient(e_[at], sums_[at]);
-        gradient.w[column * width + i] =
-            w_gradient(e_[at], parameters.u[i], sums_[at], parameters.attention_scale);
+    const std::size_t at[2] = {row(length, 0), row(length, 1)};
+    for (std::size_t i = 0; i < 2 * static_cast<std::size_t>(length); ++i) {
+      gradient.u[i] +=
+          u_gradient(e_[at[0] + i], sums_[at[0] + i]) + u_gradient(e_[at[1] + i], sums_[at[1] + i]);
+    }
+    for (int query = 0; query < 2; ++query) {
+      double* w =
+          gradient.w + static_cast<std::ptrdiff_t>(embedding_index(length - 1, query)) * width;
+      for (std::size_t i = 0; i < 2 * static_cast<std::size_t>(length); ++i) {
+        w[i] = w_gradient(e_[at[query] + i], parameters.u[i], sums_[at[query] + i],
+                          parameters.attention_scale);
       }
-      gradient.u[i] += of_u[0] + of_u[1];
     }
   }
 }

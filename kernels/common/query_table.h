@@ -21,15 +21,10 @@ inline double query_table(const double* w, const double* u, int n, int unused, d
     }
   }
   for (std::ptrdiff_t i = 0; i < n; i += kLanes) {
-    double x[kLanes] = {};
-    double v[kLanes] = {};
-    for (std::ptrdiff_t lane = 0; lane < kLanes && i + lane < n; ++lane) {
-      x[lane] = w[i + lane] - high;
-      v[lane] = u[i + lane];
-    }
-    const Vec8d value = exp(load(x) / set1(scale));
+    const std::ptrdiff_t count = n - i < kLanes ? n - i : kLanes;
+    const Vec8d value = exp((load_first(w + i, count) - set1(high)) / set1(scale));
     store(e + i, value);
-    store(eu + i, value * load(v));
+    store(eu + i, value * load_first(u + i, count));
   }
   e[unused] = 0.0;
   eu[unused] = 0.0;

@@ -23,6 +23,10 @@ struct Vec8d {
 };
 inline Vec8d set1(double x) { return {_mm512_set1_pd(x)}; }
 inline Vec8d load(const double* p) { return {_mm512_loadu_pd(p)}; }
+// The first `count` (1..8) doubles and zeros; reads no others.
+inline Vec8d load_first(const double* p, std::ptrdiff_t count) {
+  return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(0xFF >> (kLanes - count)), p)};
+}
 inline void store(double* p, Vec8d a) { _mm512_storeu_pd(p, a.v); }
 inline Vec8d operator+(Vec8d a, Vec8d b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline Vec8d operator-(Vec8d a, Vec8d b) { return {_mm512_sub_pd(a.v, b.v)}; }
@@ -72,6 +76,11 @@ inline __m256d lane_mask(unsigned lanes) {  // bit i of `lanes` fills lane i
   const __m256i on = _mm256_and_si256(_mm256_set1_epi64x(static_cast<long long>(lanes)), bit);
   return _mm256_castsi256_pd(_mm256_cmpeq_epi64(on, bit));
 }
+inline Vec8d load_first(const double* p, std::ptrdiff_t count) {
+  const unsigned lanes = 0xFFU >> static_cast<unsigned>(kLanes - count);
+  return {_mm256_maskload_pd(p, _mm256_castpd_si256(lane_mask(lanes))),
+          _mm256_maskload_pd(p + 4, _mm256_castpd_si256(lane_mask(lanes >> 4U)))};
+}
 inline Vec8d select(std::uint8_t lanes, Vec8d a, Vec8d b) {
   return {_mm256_blendv_pd(b.lo, a.lo, lane_mask(lanes)),
           _mm256_blendv_pd(b.hi, a.hi, lane_mask(lanes >> 4U))};
@@ -120,6 +129,9 @@ inline Vec8d set1(double x) {
 }
 inline Vec8d load(const double* p) {
   return each_lane([=](int i) { return p[i]; });
+}
+inline Vec8d load_first(const double* p, std::ptrdiff_t count) {
+  return each_lane([=](int i) { return i < count ? p[i] : 0.0; });
 }
 inline void store(double* p, Vec8d a) { __builtin_memcpy(p, a.v, sizeof(a.v)); }
 inline Vec8d operator+(Vec8d a, Vec8d b) {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "paperlab/core/error.h"
@@ -64,33 +65,42 @@ const Executor& serial_executor() {
   return executor;
 }
 
+// A loop is over when its tasks are, not when the whole team has come: a worker that wakes late
+// finds `remaining` at 0, or takes a task of the next loop. What a claimed task reads stays valid
+// until it has ended, because the loop waits for it.
 struct ThreadPool::State {
-  std::mutex owner;  // held by the loop that uses the team
+  std::atomic<bool> is_busy{false};  // a loop uses the team
   std::mutex mutex;
   std::condition_variable wake;
   std::atomic<std::uint64_t> generation{0};
   std::atomic<bool> stop{false};
-  std::atomic<std::int64_t> next{0};
-  std::atomic<int> running{0};
+  std::atomic<std::int64_t> remaining{0};   // tasks that nobody has claimed
+  std::atomic<std::int64_t> unfinished{0};  // tasks that have not ended
   std::int64_t num_tasks = 0;
   Body body = nullptr;
   void* context = nullptr;
   std::exception_ptr error;
   std::vector<std::thread> threads;
 
-  void work(int worker) {
-    while (true) {
-      const std::int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= num_tasks) {
-        return;
+  void run_task(std::int64_t task, int worker) {
+    try {
+      body(context, task, worker);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!error) {
+        error = std::current_exception();
       }
-      try {
-        body(context, task, worker);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!error) {
-          error = std::current_exception();
-        }
+    }
+    unfinished.fetch_sub(1, std::memory_order_release);
+  }
+
+  void work(int worker) {
+    std::int64_t left = remaining.load(std::memory_order_acquire);
+    while (left > 0) {
+      if (remaining.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel,
+                                          std::memory_order_acquire)) {
+        run_task(num_tasks - left, worker);
+        left = remaining.load(std::memory_order_acquire);
       }
     }
   }
@@ -107,13 +117,14 @@ struct ThreadPool::State {
   }
 
   void serve(int worker) {
-    for (std::uint64_t seen = 0;; ++seen) {
+    std::uint64_t seen = 0;
+    while (true) {
       wait_for_work(seen);
+      seen = generation.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_acquire)) {
         return;
       }
       work(worker);
-      running.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -146,8 +157,7 @@ int ThreadPool::num_workers() const { return static_cast<int>(state_->threads.si
 
 void ThreadPool::run(std::int64_t num_tasks, Body body, void* context) const {
   State& state = *state_;
-  const std::unique_lock owner(state.owner, std::try_to_lock);
-  if (!owner.owns_lock() || state.threads.empty() || num_tasks < 2) {
+  if (num_tasks < 2 || state.threads.empty() || state.is_busy.exchange(true)) {
     serial_executor().run(num_tasks, body, context);
     return;
   }
@@ -155,15 +165,17 @@ void ThreadPool::run(std::int64_t num_tasks, Body body, void* context) const {
   state.body = body;
   state.context = context;
   state.error = nullptr;
-  state.next.store(0, std::memory_order_relaxed);
-  state.running.store(static_cast<int>(state.threads.size()), std::memory_order_relaxed);
+  state.unfinished.store(num_tasks, std::memory_order_relaxed);
+  state.remaining.store(num_tasks, std::memory_order_release);
   state.announce();
   state.work(0);
-  while (state.running.load(std::memory_order_acquire) != 0) {
+  while (state.unfinished.load(std::memory_order_acquire) != 0) {
     __builtin_ia32_pause();
   }
-  if (state.error) {
-    std::rethrow_exception(state.error);
+  const std::exception_ptr error = std::exchange(state.error, nullptr);
+  state.is_busy.store(false, std::memory_order_release);
+  if (error) {
+    std::rethrow_exception(error);
   }
 }
 

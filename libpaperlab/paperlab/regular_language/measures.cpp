@@ -36,7 +36,7 @@ Line fit_line(const std::vector<double>& x, const std::vector<double>& y) {
     yy += (y[i] - y_mean) * (y[i] - y_mean);
   }
   const double slope = xy / xx;
-  return {slope, y_mean - slope * x_mean, xy * xy / (xx * yy)};
+  return {slope, y_mean - slope * x_mean, yy == 0.0 ? 1.0 : xy * xy / (xx * yy)};
 }
 
 std::int64_t log_growth_onset(const std::vector<std::int64_t>& step,

@@ -50,7 +50,7 @@ void validate_lengths(const TrainOptions& options) {
             options.base_length);
       longest = 30;
     }
-    check(options.max_length == 2 * options.base_length - 2,
+    check(options.max_length == 2LL * options.base_length - 2,
           "max_length must be 2 * base_length - 2 = " + text(2LL * options.base_length - 2) +
               " for task parity_cot",
           options.max_length);

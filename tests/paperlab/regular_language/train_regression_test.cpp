@@ -1,8 +1,8 @@
 // Digits of earlier runs of the same configurations: these tests say that an implementation does
 // the same as before, not that a claim of the paper holds. Values are compared to all their digits.
 #include <gtest/gtest.h>
-#include <algorithm>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
