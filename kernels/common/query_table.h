@@ -7,19 +7,35 @@
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
 
+inline double larger(double a, double b) { return a > b ? a : b; }
+
+// The largest lane.
+inline double largest(Vec8d a) {
+  double x[kLanes];
+  store(x, a);
+  return larger(larger(larger(x[0], x[1]), larger(x[2], x[3])),
+                larger(larger(x[4], x[5]), larger(x[6], x[7])));
+}
+
 // Writes e[i] = exp((w[i] - max) / scale) and eu[i] = e[i] u[i] for i < n; both arrays have room
 // for a whole vector at the end. Entry `unused` (the last position's other token) takes no part.
 // Returns (max - min) / scale, which tells whether every string's Z is far from underflow.
 inline double query_table(const double* w, const double* u, int n, int unused, double scale,
                           double* e, double* eu) {
-  double high = -__builtin_inf();
-  double low = __builtin_inf();
-  for (int i = 0; i < n; ++i) {
-    if (i != unused) {
-      high = w[i] > high ? w[i] : high;
-      low = w[i] < low ? w[i] : low;
+  Vec8d highs = set1(-__builtin_inf());
+  Vec8d lows = highs;  // of -w
+  for (std::ptrdiff_t i = 0; i < n; i += kLanes) {
+    const std::ptrdiff_t count = n - i < kLanes ? n - i : kLanes;
+    unsigned used = 0xFFU >> static_cast<unsigned>(kLanes - count);
+    if (unused >= i && unused < i + kLanes) {
+      used &= ~(1U << static_cast<unsigned>(unused - i));
     }
+    const Vec8d x = load_first(w + i, count);
+    const Vec8d minus = zero() - x;
+    highs = select(static_cast<std::uint8_t>(used & greater(x, highs)), x, highs);
+    lows = select(static_cast<std::uint8_t>(used & greater(minus, lows)), minus, lows);
   }
+  const double high = largest(highs);
   for (std::ptrdiff_t i = 0; i < n; i += kLanes) {
     const std::ptrdiff_t count = n - i < kLanes ? n - i : kLanes;
     const Vec8d value = exp((load_first(w + i, count) - set1(high)) / set1(scale));
@@ -28,7 +44,7 @@ inline double query_table(const double* w, const double* u, int n, int unused, d
   }
   e[unused] = 0.0;
   eu[unused] = 0.0;
-  return (high - low) / scale;
+  return (high + largest(lows)) / scale;
 }
 
 struct StringGradient {

@@ -14,24 +14,18 @@ inline Vec8d exp(Vec8d x) {
   const Vec8d n = shifted - magic;
   Vec8d r = fma(n, set1(-0x1.62e42fefa39efp-1), x);
   r = fma(n, set1(-0x1.abc9e3b39803fp-56), r);
-  constexpr double kInverseFactorial[] = {1.0 / 6227020800.0,
-                                          1.0 / 479001600.0,
-                                          1.0 / 39916800.0,
-                                          1.0 / 3628800.0,
-                                          1.0 / 362880.0,
-                                          1.0 / 40320.0,
-                                          1.0 / 5040.0,
-                                          1.0 / 720.0,
-                                          1.0 / 120.0,
-                                          1.0 / 24.0,
-                                          1.0 / 6.0,
-                                          0.5,
-                                          1.0,
-                                          1.0};
-  Vec8d p = set1(kInverseFactorial[0]);
-  for (int k = 1; k < 14; ++k) {
-    p = fma(p, r, set1(kInverseFactorial[k]));
-  }
+  // exp(r) = 1 + (r + r^2 tail(r)); the tail's coefficients 1/2!..1/13! pairwise, because a chain
+  // of 13 dependent additions would be the longest part of a short string's step.
+  const Vec8d r2 = r * r;
+  const Vec8d r4 = r2 * r2;
+  const auto pair = [r](double even, double odd) {
+    return fma(set1(1.0 / odd), r, set1(1.0 / even));
+  };
+  const Vec8d low = fma(pair(24.0, 120.0), r2, pair(2.0, 6.0));
+  const Vec8d middle = fma(pair(40320.0, 362880.0), r2, pair(720.0, 5040.0));
+  const Vec8d high = fma(pair(479001600.0, 6227020800.0), r2, pair(3628800.0, 39916800.0));
+  const Vec8d tail = fma(fma(high, r4, middle), r4, low);
+  const Vec8d p = set1(1.0) + fma(r2, tail, r);
   Vec8d y = add_exponent(p, shifted);
   y = select(greater(x, set1(0x1.62e42fefa39efp+9)), set1(__builtin_inf()), y);  // 709.78...
   y = select(greater(set1(-0x1.6232bdd7abcd2p+9), x), zero(), y);                // -708.39...
