@@ -1,4 +1,4 @@
-"""Each paper's smoke run replays its committed result, on every instruction set and thread count."""
+"""Each paper's smoke run replays its committed result, on all instruction sets and threads."""
 
 import json
 import math
