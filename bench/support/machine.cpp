@@ -4,7 +4,6 @@
 #include <cctype>
 #include <chrono>
 #include <ctime>
-#include <fstream>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -32,17 +31,6 @@ std::string slug(const std::string& text) {
 }
 
 }  // namespace
-
-std::string cpu_model() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const std::size_t colon = line.find(": ");
-    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
-      return line.substr(colon + 2);
-    }
-  }
-  return "unknown";
-}
 
 std::string today() {
   const std::time_t now = std::time(nullptr);

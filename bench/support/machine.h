@@ -7,7 +7,6 @@
 
 namespace paperlab::bench {
 
-std::string cpu_model();
 std::string today();  // YYYY-MM-DD, UTC
 
 // {"machine", "cpu", "cpus", "isa", "commit", "date", "compiler", "fma_roof_gflops" of the

@@ -46,6 +46,7 @@ void regularizers(const Config& config, Run& run) {
              {{"regularizer_length", reg}, {"loss", loss}, {"accuracy", accuracy}});
   run.claim("C8a", std::abs(loss[0] - (config.base_length - 1) * std::numbers::ln2));
   run.claim("C8b", accuracy[2]);
+  run.claim("C8c", loss[4]);
 }
 
 }  // namespace

@@ -64,6 +64,27 @@ void embeddings(const Config& config, Run& run) {
   run.scalar("control Gaussian embedding of 64: accuracy is 1 from step", perfect());
 }
 
+// Onset of logarithmic growth of even pairs under other schedules of the attention step.
+void schedules(const Config& config, Run& run) {
+  const auto onset = [&](const std::string& name, auto change) {
+    rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, config.num_steps);
+    options.record = every_step(config.num_steps);
+    change(options);
+    run.scalar("control " + name + ": onset of logarithmic growth", onset_of(rl::train(options)));
+  };
+  onset("no boost", [](rl::TrainOptions& options) { options.boost_steps = 0; });
+  onset("boost for ever",
+        [](rl::TrainOptions& options) { options.boost_steps = options.num_steps; });
+  onset("boost for 300 steps", [](rl::TrainOptions& options) { options.boost_steps = 300; });
+  onset("boost by lambda^2", [](rl::TrainOptions& options) {
+    options.boost = options.attention_scale * options.attention_scale;
+  });
+  onset("each string the same weight", [](rl::TrainOptions& options) {
+    options.method = rl::Method::kStrings;
+    options.uniform_weights = true;
+  });
+}
+
 }  // namespace
 
 void controls(const Config& config, Run& run) {
@@ -81,11 +102,13 @@ void controls(const Config& config, Run& run) {
     run.scalar(std::string("control random initialization, ") + name_of(task) + ": loss",
                rl::train(random).loss.back());
   }
-  rl::TrainOptions no_boost = options_for(config, rl::Task::kEvenPairs, config.num_steps);
-  no_boost.boost_steps = 0;
-  no_boost.record = every_step(config.num_steps);
-  const rl::History plain = rl::train(no_boost);
-  run.scalar("control no boost: onset of logarithmic growth", onset_of(plain));
+  rl::TrainOptions chain_alone = options_for(config, rl::Task::kParityCot, config.num_steps);
+  chain_alone.method = rl::Method::kStrings;
+  chain_alone.regularizer_length = 0;
+  chain_alone.init_std = 0.01;
+  run.scalar("control chain of thought alone from N(0, 0.01^2): loss",
+             rl::train(chain_alone).loss.back());
+  schedules(config, run);
 }
 
 }  // namespace paperlab::experiments::regular_language

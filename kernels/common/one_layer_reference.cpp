@@ -65,4 +65,12 @@ void merge(OneLayerEvaluation& to, const OneLayerEvaluation& part) {
   to.num_strings += part.num_strings;
 }
 
+OneLayerEvaluation merged(std::span<const OneLayerEvaluation> parts) {
+  OneLayerEvaluation total = no_strings();
+  for (const OneLayerEvaluation& part : parts) {
+    merge(total, part);
+  }
+  return total;
+}
+
 }  // namespace paperlab::kernels

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/common/one_layer.h"
 
@@ -22,5 +23,21 @@ void add_string(const OneLayerParameters& parameters, std::span<const std::uint8
 OneLayerEvaluation no_strings();
 
 void merge(OneLayerEvaluation& to, const OneLayerEvaluation& part);
+
+// The parts of an evaluation, added in order.
+OneLayerEvaluation merged(std::span<const OneLayerEvaluation> parts);
+
+// Room for a gradient that nobody reads.
+class UnusedGradient {
+ public:
+  explicit UnusedGradient(const OneLayerParameters& parameters)
+      : width_(2 * static_cast<std::size_t>(parameters.max_length)),
+        values_(width_ + width_ * width_) {}
+  OneLayerGradient view() { return {values_.data(), values_.data() + width_}; }
+
+ private:
+  std::size_t width_;
+  std::vector<double> values_;
+};
 
 }  // namespace paperlab::kernels

@@ -113,10 +113,7 @@ OneLayerEvaluation one_layer_fold_evaluate(FoldPlan& plan, const OneLayerParamet
                                            const Executor& executor) {
   const FoldCpu kernel = cpu();
   if (!plan.workspace.begin(parameters, kernel.query_table)) {
-    const auto width = 2 * static_cast<std::size_t>(parameters.max_length);
-    std::vector<double> unused(width + width * width);
-    return one_layer_fold_reference(plan.groups, parameters,
-                                    {unused.data(), unused.data() + width});
+    return one_layer_fold_reference(plan.groups, parameters, UnusedGradient(parameters).view());
   }
   for_each_task(plan, executor,
                 [&](std::size_t number, const FoldPlan::Task& task, const AffineGroup& group,
@@ -126,11 +123,7 @@ OneLayerEvaluation one_layer_fold_evaluate(FoldPlan& plan, const OneLayerParamet
                                   plan.workspace.table(group.length, group.query), scratch,
                                   plan.evaluations[number]);
                 });
-  OneLayerEvaluation total = no_strings();
-  for (const OneLayerEvaluation& part : plan.evaluations) {
-    merge(total, part);
-  }
-  return total;
+  return merged(plan.evaluations);
 }
 
 }  // namespace paperlab::kernels

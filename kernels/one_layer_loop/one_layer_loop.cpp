@@ -139,10 +139,7 @@ OneLayerEvaluation one_layer_loop_evaluate(LoopPlan& plan, const OneLayerParamet
                                            const Executor& executor) {
   const LoopCpu kernel = cpu();
   if (!plan.workspace.begin(parameters, kernel.query_table)) {
-    const auto width = 2 * static_cast<std::size_t>(parameters.max_length);
-    std::vector<double> unused(width + width * width);
-    return one_layer_loop_reference(plan.groups, parameters,
-                                    {unused.data(), unused.data() + width});
+    return one_layer_loop_reference(plan.groups, parameters, UnusedGradient(parameters).view());
   }
   for_each_task(
       plan, executor,
@@ -151,11 +148,7 @@ OneLayerEvaluation one_layer_loop_evaluate(LoopPlan& plan, const OneLayerParamet
         kernel.evaluate(blocks_of(group, task), plan.workspace.table(group.length, group.query),
                         plan.evaluations[number]);
       });
-  OneLayerEvaluation total = no_strings();
-  for (const OneLayerEvaluation& part : plan.evaluations) {
-    merge(total, part);
-  }
-  return total;
+  return merged(plan.evaluations);
 }
 
 }  // namespace paperlab::kernels

@@ -1,6 +1,7 @@
 #include "paperlab/core/cpu_isa.h"
 
 #include <atomic>
+#include <fstream>
 
 #include "paperlab/core/error.h"
 
@@ -13,6 +14,17 @@ std::atomic<CpuIsa>& current() {
 }
 
 }  // namespace
+
+std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
+      return line.substr(colon + 2);
+    }
+  }
+  return "unknown";
+}
 
 CpuIsa detected_cpu_isa() {
   // GCC's probes include the operating system's support for the registers (XGETBV).

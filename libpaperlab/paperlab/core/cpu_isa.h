@@ -21,6 +21,9 @@ PAPERLAB_API CpuIsa cpu_isa();
 /// \throws ValueError  if `name` is none of these; UnsupportedError if this CPU lacks it.
 PAPERLAB_API void set_cpu_isa(const std::string& name);
 
+/// The CPU's name as the system reports it, or "unknown".
+PAPERLAB_API std::string cpu_model();
+
 /// "generic", "avx2" or "avx512".
 PAPERLAB_API const char* cpu_isa_name(CpuIsa isa);
 
