@@ -152,7 +152,8 @@ std::vector<LabelledString> training_strings(const TrainOptions& options) {
                       "max_length must be in 1..20", std::to_string(options.max_length));
   const bool is_chain = options.task == Task::kParityCot;
   require<ValueError>(
-      !is_chain || (options.base_length >= 2 && options.max_length == 2LL * options.base_length - 2),
+      !is_chain ||
+          (options.base_length >= 2 && options.max_length == 2LL * options.base_length - 2),
       "training_strings", "max_length must be 2 * base_length - 2 with base_length >= 2",
       std::to_string(options.max_length) + " with base_length " +
           std::to_string(options.base_length));
