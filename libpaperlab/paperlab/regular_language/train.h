@@ -73,7 +73,7 @@ struct TrainOptions {
 
   /// Called before each update (device kCuda: before each batch of at most 256) with the number of
   /// updates done; what it throws ends train().
-  std::function<void(std::int64_t step)> on_step;
+  std::function<void(std::int64_t step)> on_step = nullptr;
 };
 
 /// The state after `step[r]` updates, for each record r.
