@@ -7,19 +7,20 @@
 #: Options
 #:   --all           tests and benchmarks too
 #:   --preset NAME   release (default), dev (debug, bounds checks), asan (address, undefined, leak),
-#:                   tsan (threads), cuda (CUDA required); asan and tsan leave LibTorch out
+#:                   tsan (threads), cuda (CUDA required), free (the torch-free part with its
+#:                   tests); asan, tsan and free leave LibTorch out
 
 source "$ROOT/scripts/build_tree.sh"
 
 parse_options --all --preset= -- "$@"
 no_arguments
 preset=${OPTION[preset]:-release}
-contains "$preset" release dev asan tsan cuda ||
-  unknown "paperlab build" "build preset" "$preset" release dev asan tsan cuda
+contains "$preset" release dev asan tsan cuda free ||
+  unknown "paperlab build" "build preset" "$preset" release dev asan tsan cuda free
 
-# The sanitizer trees exist for their tests.
+# The torch-free trees exist for their tests.
 level=run
-[[ ! -v OPTION[all] && $preset != [at]san ]] || level=develop
+[[ ! -v OPTION[all] && $preset != @(asan|tsan|free) ]] || level=develop
 target=paperlab_run
 [[ $level == run ]] || target=all
 ensure_environment "$level"

@@ -141,13 +141,15 @@ default_results() {
 
 # require_writable DIR: makes the folder; one line and exit 1 where that or a first write fails.
 require_writable() {
-  local reason probe=$1/.write-test.$$.tmp
-  reason=$({ mkdir -p -- "$1" && printf 'test\n' >"$probe"; } 2>&1) || {
-    rm -f -- "$probe" 2>/dev/null || true
+  local reason
+  PROBE=$1/.write-test.$$.tmp
+  trap 'rm -f -- "$PROBE" 2>/dev/null' EXIT # after an interrupt too
+  reason=$({ mkdir -p -- "$1" && printf 'test\n' >"$PROBE"; } 2>&1) || {
     reason=${reason##*: }
     fail 1 "cannot write to '$1': ${reason:-no reason given}"
   }
-  rm -f -- "$probe"
+  rm -f -- "$PROBE"
+  trap - EXIT
 }
 
 has_gpu() {

@@ -23,5 +23,5 @@ if [[ -v OPTION[tables] ]]; then
   exec "$PYTHON" "$ROOT/experiments/common/tables.py" 3>&-
 fi
 require_writable "$out"
-"$PYTHON" "$ROOT/experiments/common/report.py" --out "$out" >/dev/null
+"$PYTHON" "$ROOT/experiments/common/report.py" --out="$out" >/dev/null
 printf '%s/report/index.html\n' "${out%/}"

@@ -23,10 +23,13 @@ exec 3>&1 # progress and notices of reproduce go to stdout; stderr holds errors 
 
 check_arguments() {
   local paper resume=${OPTION[resume]:-auto}
+  local -a chosen=() # each once
   mapfile -t papers < <(paper_names)
   for paper in "${ARGUMENTS[@]}"; do
     contains "$paper" "${papers[@]}" || unknown "paperlab reproduce" paper "$paper" "${papers[@]}"
+    contains "$paper" "${chosen[@]}" || chosen+=("$paper")
   done
+  ARGUMENTS=("${chosen[@]}")
   contains "$preset" "${PRESETS[@]}" || unknown "paperlab reproduce" preset "$preset" "${PRESETS[@]}"
   contains "$resume" auto never || unknown "paperlab reproduce" "value of --resume" "$resume" auto never
   if [[ -v OPTION[config] || ${#REPEATED[@]} -gt 0 ]]; then
@@ -75,11 +78,11 @@ wait_for_end() {
 
 run_driver() {
   local paper=$1 status=0 name
-  local -a options=(--config "$(paper_config "$paper")" --preset "$preset" --out "$out")
+  local -a options=(--config "$(paper_config "$paper")" --preset "$preset" --out="$out")
   for name in only resume limit; do
     [[ ! -v OPTION[$name] ]] || options+=("--$name" "${OPTION[$name]}")
   done
-  [[ ! -v OPTION[config] ]] || options+=(--override "${OPTION[config]}")
+  [[ ! -v OPTION[config] ]] || options+=(--override="${OPTION[config]}")
   run_child "$ROOT/build/release/bin/$paper" "${options[@]}" "${REPEATED[@]}" || status=$?
   if ((status > 128)); then
     printf 'paperlab reproduce: %s was ended by signal %d\n' "$paper" $((status - 128)) >&2
@@ -87,11 +90,20 @@ run_driver() {
   return "$status"
 }
 
+# The driver checks all of --config FILE but its figures.
+check_figures() {
+  local status=0
+  run_child "$PYTHON" "$ROOT/experiments/common/figures.py" \
+    --config="$(paper_config "${papers[0]}")" --check="${OPTION[config]}" || status=$?
+  [[ $status -eq 0 ]] || exit "$status"
+}
+
+# Silent: the claims are followed by the path of the report, which is printed at the end.
 draw() {
   local paper=$1 common=$ROOT/experiments/common
-  run_child "$PYTHON" "$common/figures.py" --config "$(paper_config "$paper")" --out "$out" &&
-    run_child "$PYTHON" "$common/report.py" --out "$out" >/dev/null # its path is printed at the end
-}
+  run_child "$PYTHON" "$common/figures.py" --config="$out/$paper/config.json" --out="$out" &&
+    run_child "$PYTHON" "$common/report.py" --out="$out"
+} >/dev/null
 
 run_papers() {
   local paper status failures=0
@@ -123,4 +135,5 @@ else
   mapfile -t papers < <("$PYTHON" "$ROOT/scripts/papers.py" "$preset")
 fi
 [[ ${#papers[@]} -gt 0 ]] || fail 1 "this checkout has no papers"
+[[ ! -v OPTION[config] ]] || check_figures
 run_papers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from result_file import InputError, Json, Result, brief, number, require_keys, suggestion
 
@@ -102,6 +103,23 @@ def read_figures(path: Path, config: Json) -> list[Figure]:
         if names.count(name) > 1:
             raise InputError(f"{path}: figure {brief(name)} is declared twice")
     return figures
+
+
+def overridden(declared: object, changes: object) -> object:
+    """`changes` put over the declared figures as the drivers do it: by name, then key by key."""
+    if not changes or not (_all_named(declared) and _all_named(changes)):
+        return changes
+    merged: dict[str, Json] = {}
+    for figure in [*declared, *changes]:
+        name = str(figure["name"])
+        merged[name] = merged.get(name, {}) | figure
+    return list(merged.values())
+
+
+def _all_named(figures: object) -> TypeGuard[list[Json]]:
+    return isinstance(figures, list) and all(
+        isinstance(figure, dict) and isinstance(figure.get("name"), str) for figure in figures
+    )
 
 
 def _figure(where: str, item: object) -> Figure:

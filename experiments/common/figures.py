@@ -4,6 +4,7 @@
 
 writes DIR/<paper>/figures/<name>.svg and .png. Each file carries a digest of all it was drawn from
 and is drawn again only if that changes, so that a second call does not even import matplotlib.
+With --check FILE in place of --out it draws nothing and checks the figures of an override file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from figure_declaration import Figure, check_columns, paper_of, read_figures
+from figure_declaration import Figure, check_columns, overridden, paper_of, read_figures
 from result_file import InputError, Result, describe, read_object, read_result, write_whole
 
 CODE = ("figure_declaration.py", "figure_drawing.py")
@@ -79,12 +80,26 @@ def _draw(figure: Figure, result: Result, digest: str) -> tuple[bytes, bytes]:
         return draw(figure, result, digest)
 
 
+def check_override(config_path: Path, override_path: Path) -> None:
+    """InputError if the figures of an override file would not be accepted over the config's."""
+    changes = read_object(override_path)
+    if "figures" in changes:
+        config = read_object(config_path)
+        merged = overridden(config.get("figures", []), changes["figures"])
+        read_figures(override_path, {"figures": merged})
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="figures.py", description="Draws a paper's figures.")
     parser.add_argument("--config", type=Path, required=True, help="the paper's config.json")
-    parser.add_argument("--out", type=Path, required=True, help="holds <paper>/result.json")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--out", type=Path, help="holds <paper>/result.json")
+    action.add_argument("--check", type=Path, help="a file that overrides values of the config")
     options = parser.parse_args(arguments)
     try:
+        if options.check:
+            check_override(options.config, options.check)
+            return 0
         for path in draw_all(options.config, options.out):
             print(f"drew {path}")
     except InputError as error:

@@ -17,6 +17,12 @@ namespace {
 
 constexpr double kGpuLimit_s = 480;  // one call on a borrowed GPU
 
+/// "" if it is not set: empty and unset mean the same.
+std::string environment(const char* name) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? "" : text;
+}
+
 std::string folder_of(std::string paper) {
   std::replace(paper.begin(), paper.end(), '-', '_');
   return paper;
@@ -127,7 +133,7 @@ Options parse_options(int argc, const char* const* argv, const std::string& pape
 
 int requested_num_threads() {
   constexpr int kMost = 1024;
-  if (const char* text = std::getenv("PAPERLAB_NUM_THREADS")) {
+  if (const std::string text = environment("PAPERLAB_NUM_THREADS"); !text.empty()) {
     int count = 0;
     const std::string_view digits(text);
     const auto [end, error] = std::from_chars(digits.begin(), digits.end(), count);
@@ -140,8 +146,8 @@ int requested_num_threads() {
 }
 
 std::string requested_cpu_isa() {
-  const char* text = std::getenv("PAPERLAB_CPU");
-  if (text == nullptr) {
+  const std::string text = environment("PAPERLAB_CPU");
+  if (text.empty()) {
     return "auto";
   }
   check_word("PAPERLAB_CPU", text, {"generic", "avx2", "avx512", "auto"});

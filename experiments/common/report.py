@@ -83,7 +83,9 @@ def read_paper(folder: Path, experiments: Path) -> Paper:
     result = read_result(folder / "result.json")
     if result.paper != folder.name:
         raise InputError(f"{result.path}: this is the result of {result.paper!r}")
-    path = experiments / folder_of(folder.name) / "config.json"
+    path = folder / "config.json"  # as the run resolved it
+    if not path.is_file():
+        path = experiments / folder_of(folder.name) / "config.json"
     config = read_object(path)
     about = paper_of(path, config)
     figures = read_figures(path, config)

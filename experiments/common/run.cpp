@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <optional>
 #include <set>
 
@@ -43,6 +45,7 @@ struct Run::State {
   std::optional<std::string> row;  ///< The row whose body runs.
   Records staged;                  ///< What it has recorded so far.
   std::set<std::string> declared;
+  bool is_declaring = false;  // rows say their names and are not run
   bool started_one = false;
   bool hit_limit = false;
 
@@ -164,12 +167,29 @@ void say_what_comes(State& state) {
 }
 
 void check_all_declared(const State& state) {
-  for (const std::string& name : state.selected) {
+  for (const std::string& name : state.config.rows()) {
     if (state.declared.count(name) == 0) {
-      throw ValueError("config.json names the row " + brief(name) + ", which the driver lacks" +
+      throw UsageError("the configuration names the row " + brief(name) +
+                       ", which the driver lacks" +
                        suggestion(name, {state.declared.begin(), state.declared.end()}));
     }
   }
+}
+
+/// Finds what is wrong with the configuration before anything is written or run.
+void check_configuration(State& state, const std::function<void()>& validate,
+                         const std::function<void(Run&)>& reproduce) {
+  try {
+    validate();
+  } catch (const ValueError& error) {
+    throw UsageError(error.what());
+  }
+  state.is_declaring = true;
+  Run run(state);
+  reproduce(run);
+  check_all_declared(state);
+  state.declared.clear();
+  state.is_declaring = false;
 }
 
 void print_claims(State& state) {
@@ -245,13 +265,21 @@ void configure(State& state, const char* paper, const std::vector<Field>& fields
   state.result.environment = describe_environment(state);
 }
 
+/// Writes the resolved configuration unless it is there already.
+void keep_config(const State& state, const OutputDir& dir) {
+  std::ifstream file(dir.config_file());
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (text != format_json(state.config.document)) {
+    write_json(dir.config_file(), state.config.document);
+  }
+}
+
 void run_rows(State& state, const OutputDir& dir, const std::function<void(Run&)>& reproduce) {
   dir.remove_temporaries();
-  write_json(dir.config_file(), state.config.document);
+  keep_config(state, dir);
   say_what_comes(state);
   Run run(state);
   reproduce(run);
-  check_all_declared(state);
 }
 
 }  // namespace
@@ -263,7 +291,8 @@ void Run::row(const std::string& name, const std::function<void()>& body) {
   if (!state_.declared.insert(name).second) {
     throw ValueError("row " + name + " is declared twice");
   }
-  if (!state_.is_selected(name) || state_.is_done(name) || !fits_limit(state_, name)) {
+  if (state_.is_declaring || !state_.is_selected(name) || state_.is_done(name) ||
+      !fits_limit(state_, name)) {
     return;
   }
   run_body(state_, name, body);
@@ -314,7 +343,8 @@ int Run::num_threads() const { return get_num_threads(); }
 const std::string& Run::cpu_isa() const { return state_.cpu_isa; }
 
 int run_driver(int argc, const char* const* argv, const char* paper,
-               const std::vector<Field>& fields, const std::function<void(Run&)>& reproduce) {
+               const std::vector<Field>& fields, const std::function<void()>& validate,
+               const std::function<void(Run&)>& reproduce) {
   install_signal_handlers();
   State state;
   state.options = parse_options(argc, argv, paper, fields);
@@ -323,11 +353,13 @@ int run_driver(int argc, const char* const* argv, const char* paper,
     return 0;
   }
   configure(state, paper, fields);
+  check_configuration(state, validate, reproduce);
   const OutputDir dir(state.options.out, paper);
   resume(state, dir.result_file());
   if (is_up_to_date(state)) {
     state.progress.say(std::string(paper) + ": preset " + state.options.preset +
                        ", up to date: " + count_done(state));
+    keep_config(state, dir);
   } else {
     run_rows(state, dir, reproduce);
   }

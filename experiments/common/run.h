@@ -58,21 +58,29 @@ class Run {
   State& state_;
 };
 
-/// `run_main` without its type: parses, validates, runs, writes and prints.
+/// `run_main` without its type: parses, validates, runs, writes and prints. `reproduce` is called
+/// twice: once to learn the names of the rows, without any body, and once to run them.
 int run_driver(int argc, const char* const* argv, const char* paper,
-               const std::vector<Field>& fields, const std::function<void(Run&)>& reproduce);
+               const std::vector<Field>& fields, const std::function<void()>& validate,
+               const std::function<void(Run&)>& reproduce);
 
 /// Prints the exception being handled as one line on stderr and returns the exit code for it.
 int report_failure() noexcept;
 
-/// A driver's whole main(). Exit codes: 0 done (whatever the verdicts), 1 failed, 2 wrong command
-/// line, configuration or result schema, 130 Ctrl-C.
+/// A driver's whole main(). A Config may have `void validate() const`, which throws ValueError.
+/// Exit codes: 0 done (whatever the verdicts), 1 failed, 2 wrong command line, configuration or
+/// result schema, 130 Ctrl-C.
 template <class Config>
 int run_main(int argc, char** argv, const char* paper,
              void (*reproduce)(const Config&, Run&)) noexcept {
   try {
     Config config;
-    return run_driver(argc, argv, paper, fields_of(config),
+    const auto validate = [&] {
+      if constexpr (requires { config.validate(); }) {
+        config.validate();
+      }
+    };
+    return run_driver(argc, argv, paper, fields_of(config), validate,
                       [&](Run& run) { reproduce(config, run); });
   } catch (...) {
     return report_failure();

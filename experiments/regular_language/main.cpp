@@ -18,8 +18,14 @@ void reproduce(const Config& config, Run& run) {
   run.row("F9", [&] { softmax_scale(config, run); });
   run.row("F10", [&] { longer_strings(config, run); });
   run.row("controls", [&] { controls(config, run); });
-  run.row("every-string", [&] { every_string(config, run, rl::Device::kCpu); });
-  run.row("every-string-gpu", [&] { every_string(config, run, rl::Device::kCuda); });
+  for (const auto& [suffix, device] : {std::pair(std::string(), rl::Device::kCpu),
+                                       std::pair(std::string("-gpu"), rl::Device::kCuda)}) {
+    run.row("every-string-20" + suffix, [&, at = device] { every_string(config, run, 20, at); });
+    run.row("every-string-24" + suffix, [&, at = device] { every_string(config, run, 24, at); });
+    run.row("every-string-random" + suffix,
+            [&, at = device] { every_string_random(config, run, at); });
+    run.row("every-chain-16" + suffix, [&, at = device] { every_chain(config, run, at); });
+  }
 }
 
 }  // namespace

@@ -36,6 +36,8 @@ struct Config {
     visit("longest_two_class", longest_two_class);
     visit("seed", seed);
   }
+
+  void validate() const;  // throws ValueError
 };
 
 // F1-F3, F8: even pairs.
@@ -52,7 +54,11 @@ void rate(const Config& config, Run& run);
 // F9, F10: other scales of the softmax, longer strings.
 void softmax_scale(const Config& config, Run& run);
 void longer_strings(const Config& config, Run& run);
-void every_string(const Config& config, Run& run, rl::Device device);
+// All strings of a length, from zero and (length 24) from a random initialization, and chains of 16
+// tokens, by the fold kernel.
+void every_string(const Config& config, Run& run, int length, rl::Device device);
+void every_string_random(const Config& config, Run& run, rl::Device device);
+void every_chain(const Config& config, Run& run, rl::Device device);
 // Controls that the paper does not have.
 void controls(const Config& config, Run& run);
 

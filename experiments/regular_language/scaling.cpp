@@ -1,5 +1,6 @@
 // F9 (softmax scale), F10 (longer strings) and the exhaustive check of the two-class model.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <string>
@@ -45,7 +46,8 @@ void lengths(const Config& config, Run& run, rl::Task task, const std::vector<in
   std::vector<double> size;
   std::vector<double> perfect;
   std::vector<double> onset;
-  std::vector<double> loss[4];
+  constexpr std::array<std::int64_t, 4> kLossSteps = {100, 600, 1000, 2000};
+  std::array<std::vector<double>, 4> loss;
   for (const int length : sizes) {
     rl::TrainOptions options = options_for(config, task, num_steps);
     options.base_length = length;
@@ -55,13 +57,9 @@ void lengths(const Config& config, Run& run, rl::Task task, const std::vector<in
     size.push_back(length);
     perfect.push_back(static_cast<double>(rl::perfect_from(history.step, history.accuracy)));
     onset.push_back(onset_of(history));
-    for (const std::int64_t step : {100, 600, 1000, 2000}) {
-      const std::ptrdiff_t at = find_step(history, step);
-      loss[step == 100    ? 0
-           : step == 600  ? 1
-           : step == 1000 ? 2
-                          : 3]
-          .push_back(at < 0 ? NAN : history.loss[static_cast<std::size_t>(at)]);
+    for (std::size_t i = 0; i < kLossSteps.size(); ++i) {
+      const std::ptrdiff_t at = find_step(history, kLossSteps[i]);
+      loss[i].push_back(at < 0 ? NAN : history.loss[static_cast<std::size_t>(at)]);
     }
     run.progress(static_cast<std::int64_t>(size.size()), std::ssize(sizes));
   }
@@ -91,6 +89,7 @@ void every_string_of(Run& run, rl::TrainOptions options, const std::string& name
   const rl::History expected = rl::train(options);
   options.device = device;
   options.method = rl::Method::kFold;
+  options.on_step = [&run, &options](std::int64_t step) { run.progress(step, options.num_steps); };
   const rl::History history = rl::train(options);
   run.series("every string " + name, {{"step", to_double(history.step)},
                                       {"two_class", expected.loss},
@@ -147,29 +146,35 @@ void longer_strings(const Config& config, Run& run) {
   lengths(config, run, rl::Task::kParityCot, {4, 6, 8, 10, 12, 16}, 2 * config.num_steps);
 }
 
-void every_string(const Config& config, Run& run, rl::Device device) {
-  for (const int length : {20, 24}) {
-    rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, 2000);
-    options.device = device;
-    options.max_length = length;
-    every_string_of(run, options, "length " + std::to_string(length));
-  }
-  rl::TrainOptions random = options_for(config, rl::Task::kEvenPairs, 2000);
-  random.device = device;
-  random.max_length = 24;
-  random.method = rl::Method::kFold;
-  random.init_std = 0.01;
-  random.record_w = true;
-  const rl::History history = rl::train(random);
-  run.scalar("every string length 24 from N(0, 0.01^2): loss", history.loss.back());
-  run.scalar("every string length 24 from N(0, 0.01^2): accuracy", history.accuracy.back());
-  run.scalar("every string length 24 from N(0, 0.01^2): accuracy of the truncated chain of thought",
-             zero_shot_accuracy(run, model_at(random, history, 0)));
-  rl::TrainOptions chain = options_for(config, rl::Task::kParityCot, 12500);
-  chain.device = device;
-  chain.base_length = 16;
-  chain.max_length = 30;
-  every_string_of(run, chain, "chain of thought of 16");
+void every_string(const Config& config, Run& run, int length, rl::Device device) {
+  rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, 2000);
+  options.device = device;
+  options.max_length = length;
+  every_string_of(run, options, "length " + std::to_string(length));
+}
+
+void every_string_random(const Config& config, Run& run, rl::Device device) {
+  rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, 2000);
+  options.device = device;
+  options.max_length = 24;
+  options.method = rl::Method::kFold;
+  options.init_std = 0.01;
+  options.record_w = true;
+  options.on_step = [&](std::int64_t step) { run.progress(step, options.num_steps); };
+  const rl::History history = rl::train(options);
+  const std::string name = "every string length 24 from N(0, 0.01^2): ";
+  run.scalar(name + "loss", history.loss.back());
+  run.scalar(name + "accuracy", history.accuracy.back());
+  run.scalar(name + "accuracy of the truncated chain of thought",
+             zero_shot_accuracy(run, model_at(options, history, 0)));
+}
+
+void every_chain(const Config& config, Run& run, rl::Device device) {
+  rl::TrainOptions options = options_for(config, rl::Task::kParityCot, 12500);
+  options.device = device;
+  options.base_length = 16;
+  options.max_length = 30;
+  every_string_of(run, options, "chain of thought of 16");
 }
 
 }  // namespace paperlab::experiments::regular_language

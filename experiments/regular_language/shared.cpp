@@ -20,6 +20,17 @@ rl::TrainOptions options_for(const Config& config, rl::Task task, std::int64_t n
   return options;
 }
 
+void Config::validate() const {
+  for (const rl::Task task : {rl::Task::kEvenPairs, rl::Task::kParityCot}) {
+    rl::TrainOptions options = options_for(*this, task, num_steps);
+    options.method = rl::Method::kStrings;  // the narrowest limits of the rows
+    rl::validate(options);
+    rl::validate(options_for(*this, task, rate_steps));
+  }
+  require<ValueError>(longest_two_class >= 1 && longest_two_class <= 4096, "regular-language",
+                      "longest_two_class must be in 1..4096", std::to_string(longest_two_class));
+}
+
 rl::Model model_at(const rl::TrainOptions& options, const rl::History& history,
                    std::size_t record) {
   return {options.max_length, options.attention_scale, history.u[record], history.w_record[record]};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,30 @@ def test_bytes_are_the_same_in_another_process_and_under_another_matplotlibrc(
     )
     assert done.stderr == ""
     assert bytes_of(sample) == first
+
+
+OVERRIDES: dict[str, tuple[object, str]] = {
+    "key": ([{"name": "loss", "captoin": "x"}], 'unknown key "captoin" (did you mean "caption"?)'),
+    "new figure": ([{"name": "other"}], "kind must be line | bar | heatmap"),
+    "no list": ({"loss": {}}, '"figures" must be a list'),
+}
+
+
+@pytest.mark.parametrize("fault", OVERRIDES)
+def test_check_refuses_figures_of_an_override(sample: Sample, run_script: Run, fault: str) -> None:
+    changes, message = OVERRIDES[fault]
+    path = sample.out / "override.json"
+    path.write_text(json.dumps({"figures": changes}), encoding="utf-8")
+    done = run_script("figures.py", f"--config={sample.config_path}", f"--check={path}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr and str(path) in done.stderr
+
+
+def test_check_accepts_a_change_of_one_key(sample: Sample, run_script: Run) -> None:
+    path = sample.out / "override.json"
+    path.write_text('{"figures": [{"name": "loss", "caption": "Mine"}]}', encoding="utf-8")
+    done = run_script("figures.py", f"--config={sample.config_path}", f"--check={path}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_second_call_writes_nothing_and_does_not_import_matplotlib(sample: Sample) -> None:

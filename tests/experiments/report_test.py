@@ -235,6 +235,12 @@ def test_config_of_the_paper_is_required(sample: Sample, run_script: Run) -> Non
     assert "config.json: No such file" in done.stderr
 
 
+def test_the_config_of_the_run_goes_before_that_of_the_paper(sample: Sample) -> None:
+    sample.config["figures"][0]["caption"] = "As this run had it."
+    (sample.folder / "config.json").write_text(json.dumps(sample.config), encoding="utf-8")
+    assert "As this run had it." in write_page(sample)
+
+
 def test_names_with_numbers_are_in_natural_order(sample: Sample) -> None:
     sample.result["scalars"] = {"F10 a": 1, "F1 b": 2, "F2": 3, "10": 4, "e": 5}
     sample.write()

@@ -75,6 +75,16 @@ def test_the_bits_do_not_depend_on_threads_or_instruction_set(paper: str, tmp_pa
         assert numbers(other) == expected
 
 
+@pytest.mark.parametrize("paper", PAPERS)
+def test_committed_results_hold_the_claims_of_the_config(paper: str) -> None:
+    folder = ROOT / "experiments" / paper
+    declared = [claim["id"] for claim in json.loads((folder / "config.json").read_text())["claims"]]
+    for result in (folder / "results").glob("*.json"):
+        assert [claim["id"] for claim in json.loads(result.read_text())["claims"]] == declared, (
+            result
+        )
+
+
 def test_a_changed_number_is_a_difference() -> None:
     committed = {"series": {"F1": {"loss": [1.0, 2.0]}}}
     assert differences(committed, {"series": {"F1": {"loss": [1.0, 2.0 + 1e-6]}}})

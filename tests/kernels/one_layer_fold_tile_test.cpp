@@ -28,8 +28,6 @@ using test::OneLayerInputs;
 
 constexpr int kMaxBits = kMaxStringLength - 1;
 
-// ---- Shapes ---------------------------------------------------------------------------------
-
 constexpr bool shape_is_whole(int num_bits) {
   const FoldShape shape = tile_shape(num_bits);
   return shape.row_bits >= 0 && shape.column_bits >= 0 &&
@@ -69,8 +67,6 @@ TEST(FoldTileTest, TasksCoverEveryRowOnceForEachNumberOfBits) {
     EXPECT_TRUE(tasks_cover_rows(num_bits)) << num_bits;
   }
 }
-
-// ---- Strings --------------------------------------------------------------------------------
 
 std::vector<AffineGroup> chain_groups(int base_length) {
   regular_language::TrainOptions options;
@@ -142,8 +138,6 @@ TEST(FoldTileTest, WordsAgreeWithTheTokensOfTheCpuKernel) {
     }
   }
 }
-
-// ---- Threads --------------------------------------------------------------------------------
 
 TEST(OneLayerBlockTest, ThreadsOwnEachItemOnce) {
   std::set<int> items;
@@ -232,8 +226,6 @@ TEST(OneLayerBlockTest, RowPartsCoverEachThreadOnce) {
 
 // A block's shared memory without opting in to more.
 static_assert(sizeof(FoldMemory) <= 49152);
-
-// ---- Blocks on the CPU -------------------------------------------------------------------------
 
 std::vector<test::EmulatedTask> places(const FoldPlan& plan) {
   std::vector<test::EmulatedTask> all;

@@ -114,6 +114,15 @@ def test_python_without_a_build_says_so_and_runs_nothing(checkout: Checkout) -> 
     assert (run.returncode, run.stdout) == (1, "")
 
 
+@pytest.mark.parametrize("preset", ["asan", "tsan", "free"])
+def test_torch_free_trees_are_built_with_their_tests(checkout: Checkout, preset: str) -> None:
+    run = checkout.run("build", "--preset", preset)
+    assert (run.returncode, "-DPAPERLAB_DEVELOPER=ON" in checkout.log) == (0, True)
+    assert any(
+        line.startswith("ninja") and line.endswith(" all") for line in checkout.log.splitlines()
+    )
+
+
 def test_tests_stay_built_once_they_were(checkout: Checkout) -> None:
     checkout.run("build", "--all")
     (checkout.root / "CMakePresets.json").write_text('{"version": 6}')

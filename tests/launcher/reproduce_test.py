@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stub_checkout import Checkout, one_line, wait_until
+from stub_checkout import Checkout, one_line, wait_until, write_script
 
 
 def test_runs_all_papers_cheapest_first_and_prints_the_report(checkout: Checkout) -> None:
@@ -38,7 +38,7 @@ def test_options_reach_the_driver(checkout: Checkout, tmp_path: Path) -> None:
     run = checkout.run("reproduce", "zippy", "--config", str(config), "--preset=smoke", *options)
     assert run.returncode == 0
     for words in (
-        f"<--override> <{config}>",
+        f"<--override={config}>",
         "<--preset> <smoke>",
         "<--only> <F1,F2>",
         "<--set> <a=1> <--set> <b=2>",
@@ -52,6 +52,43 @@ def test_path_of_the_report_is_printed_as_given(checkout: Checkout, tmp_path: Pa
     run = checkout.run("reproduce", "zippy", "--out", "my out/", cwd=tmp_path)
     assert run.stdout.splitlines()[-1] == "my out/report/index.html"
     assert (tmp_path / "my out/report/index.html").is_file()
+
+
+def test_the_claims_are_followed_by_the_path_of_the_report(checkout: Checkout) -> None:
+    run = checkout.run("reproduce", "zippy")
+    assert run.stdout.splitlines()[-2:] == ["C1 holds", "results/report/index.html"]
+
+
+def test_out_may_begin_with_a_dash(checkout: Checkout) -> None:
+    run = checkout.run("reproduce", "zippy", "--out", "-x")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert (checkout.root / "-x/report/index.html").read_text() == "zippy"
+
+
+def test_a_paper_named_twice_runs_once(checkout: Checkout) -> None:
+    run = checkout.run("reproduce", "zippy", "zippy", "--set", "a=1")
+    assert run.returncode == 0
+    assert run.stdout.count("== zippy") == 1
+
+
+def test_figures_of_an_override_are_checked_before_the_run(checkout: Checkout) -> None:
+    (checkout.root / "-my.json").write_text('{"figures": [{"name": "loss", "captoin": ""}]}')
+    run = checkout.run("reproduce", "zippy", "--config", "-my.json")
+    assert (run.returncode, run.stderr) == (2, "figures: unknown key\n")
+    assert "zippy" not in checkout.log
+
+
+def test_an_interrupted_write_test_leaves_no_file(checkout: Checkout) -> None:
+    # The first rm, which would end the test, is where the interrupt comes.
+    write_script(
+        checkout.stubs / "rm",
+        """
+        if mkdir "$STUB_LOG.interrupted"; then kill -INT $PPID; else exec /bin/rm "$@"; fi
+        """,
+    )
+    run = checkout.run("reproduce", "zippy")
+    assert run.returncode == 130
+    assert list((checkout.root / "results").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_data_that_cannot_be_separated_are_refused(features, labels):
         ("features", [[1.0], [1j]], [1, 1]),
         ("features", [["a"], ["b"]], [1, 1]),
         ("features", None, [1, 1]),
+        ("features", torch.quantize_per_tensor(torch.ones(2, 1), 0.1, 0, torch.qint8), [1, 1]),
         ("labels", [[1.0], [2.0]], [1]),
         ("labels", [[1.0], [2.0]], [1, 0]),
         ("labels", [[1.0], [2.0]], [1, 2]),

@@ -20,7 +20,7 @@ def test_modules_are_attributes_loaded_on_first_use(run_python):
 import sys, paperlab
 modules = ("ops", "regular_language")
 assert not any(f"paperlab.{name}" in sys.modules for name in modules)
-assert set(modules) <= set(dir(paperlab)) and set(modules) <= set(paperlab.__all__)
+assert dir(paperlab) == sorted(paperlab.__all__) and set(modules) <= set(paperlab.__all__)
 assert paperlab.regular_language.train(num_steps=0)["step"].tolist() == [0]
 assert paperlab.ops.even_pairs_loss
 from paperlab import *

@@ -319,6 +319,8 @@ BAD = [
     ("regularizer_length", {"task": "parity_cot", "method": "fold", "regularizer_length": 7}, "7"),
     ("uniform_weights", {"uniform_weights": 1}, "bool"),
     ("embedding_dim", {"embedding": "gaussian", "method": "fold"}, "None"),
+    ("task", {"task": "\udcff"}, r"'\udcff'"),
+    ("task", {"task": "even\npairs"}, r"'even\npairs'"),
     ("device", {"device": "tpu", "method": "fold"}, "'cpu', 'cuda'"),
     ("device", {"device": "cuda", "method": "two_class"}, "fold"),
     ("seed", {"seed": torch.tensor(1, device="meta")}, "int64"),

@@ -79,9 +79,11 @@ def positive(function: str, name: str, value: object) -> float:
 
 
 def text(function: str, name: str, value: object) -> str:
-    """`value`, which must be a str."""
+    """`value`, which must be a str of printable characters: messages quote it as it is."""
     if not isinstance(value, str):
         raise _fail_type(function, name, "a str", value)
+    if not value.isprintable():  # line breaks, and what UTF-8 cannot hold
+        raise ValueError(f"{function}: {name} must be printable, got {value!a:.60}")
     return value
 
 
@@ -92,9 +94,12 @@ def _from_torch(function: str, name: str, tensor: torch.Tensor) -> Array:
             f"{tensor.device}"
         )
     plain = tensor.detach()
-    if plain.is_floating_point():
-        plain = plain.double()  # NumPy has no bfloat16
-    return np.asarray(plain.cpu().resolve_conj().resolve_neg().numpy())
+    try:
+        if plain.is_floating_point():
+            plain = plain.double()  # NumPy has no bfloat16
+        return np.asarray(plain.cpu().resolve_conj().resolve_neg().numpy())
+    except (TypeError, NotImplementedError):  # quantized, 4 bits, ...
+        raise _fail_type(function, name, "a tensor that NumPy can hold", tensor) from None
 
 
 def _array(function: str, name: str, value: object) -> Array:

@@ -202,7 +202,8 @@ def max_margin(features: Array, labels: Array) -> MaxMargin:
     features: [N, D], real and finite, N and D at least 1. labels: [N], each +1 or -1.
 
     Raises ValueError if a shape or value is not as above, or the data are not separable (a zero
-    row is not; the message holds "separable"); TypeError for a dtype. Always ends; float64.
+    row is not; the message holds "separable"); a margin below about 1e-7 of the largest row cannot
+    be certified in float64 and raises too. TypeError for a dtype. Always ends; float64.
     """
     name = "max_margin"
     z = _arguments.real_array(name, "features", features, "[N, D]", 2)

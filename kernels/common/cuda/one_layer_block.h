@@ -87,8 +87,6 @@ PAPERLAB_HD inline Marginal string_marginal(double z, double n, double y, double
   return {q, q * t};
 }
 
-// ---- Sums by position and token -------------------------------------------------------------
-
 // Strings (or columns) waiting to be summed: their tokens and their Q and R.
 struct Items {
   double q[kItems];
@@ -177,8 +175,6 @@ PAPERLAB_HD inline void write_output(Marginal* out, int output, double value) {
   }
 }
 
-// ---- Evaluation ---------------------------------------------------------------------------------
-
 // OneLayerEvaluation without default values, as shared memory needs it.
 struct EvaluationSum {
   double loss;
@@ -212,8 +208,6 @@ PAPERLAB_HD void add_up(T& team, EvaluationSum* sums) {
     });
   }
 }
-
-// ---- From the marginals of tasks to the gradient --------------------------------------------
 
 // Threads of the block that serves one query: entries by parts.
 constexpr int kSumEntries = 64;

@@ -135,9 +135,11 @@ MaxMargin max_margin(const std::vector<double>& features, const std::vector<doub
     const Real gap = relative_gap(rows, v, bound);
     if (gap > kMaxGap) continue;
     const Eigen::VectorXd direction = v.cast<double>();
-    return {{direction.begin(), direction.end()},
-            static_cast<double>(rows.margin(v)),
-            static_cast<double>(gap)};
+    const auto margin = static_cast<double>(rows.margin(v));
+    require<ValueError>(std::isfinite(margin), "max_margin",
+                        "features must be small enough that the margin is a finite double",
+                        "an overflow");
+    return {{direction.begin(), direction.end()}, margin, static_cast<double>(gap)};
   }
   throw ValueError(
       "max_margin: features must be separable by labels through the origin, with a margin that a "

@@ -108,27 +108,10 @@ std::unique_ptr<Dynamics> make_dynamics(const TrainOptions& options) {
   return make_exhaustive(options, default_executor());
 }
 
-void validate(const TrainOptions& options) {
-  const auto positive = [](double x) { return std::isfinite(x) && x > 0.0; };
-  check(positive(options.learning_rate), "learning_rate must be finite and > 0",
-        options.learning_rate);
-  check(positive(options.attention_scale), "attention_scale must be finite and > 0",
-        options.attention_scale);
-  check(std::isfinite(options.init_std) && options.init_std >= 0.0,
-        "init_std must be finite and >= 0", options.init_std);
-  check(options.boost == 0.0 || positive(options.boost), "boost must be finite and >= 0",
-        options.boost);
-  check(options.boost_steps >= 0, "boost_steps must be >= 0", options.boost_steps);
-  check(options.num_steps >= 0, "num_steps must be >= 0", options.num_steps);
-  std::int64_t previous = -1;
-  for (const std::int64_t step : options.record) {
-    check(step > previous && step <= options.num_steps,
-          "record must be strictly increasing within 0.." + text(options.num_steps), step);
-    previous = step;
-  }
-  validate_lengths(options);
-  validate_method(options);
-  validate_device(options);
+// The default record is cut to the steps that are reached; one of the user's own is not.
+std::vector<std::int64_t> reached_record(const TrainOptions& options) {
+  return options.record == TrainOptions{}.record ? default_record(options.num_steps)
+                                                 : options.record;
 }
 
 class Trainer {
@@ -261,9 +244,34 @@ std::vector<std::int64_t> default_record(std::int64_t num_steps) {
   return record;
 }
 
+void validate(const TrainOptions& options) {
+  const auto positive = [](double x) { return std::isfinite(x) && x > 0.0; };
+  check(positive(options.learning_rate), "learning_rate must be finite and > 0",
+        options.learning_rate);
+  check(positive(options.attention_scale), "attention_scale must be finite and > 0",
+        options.attention_scale);
+  check(std::isfinite(options.init_std) && options.init_std >= 0.0,
+        "init_std must be finite and >= 0", options.init_std);
+  check(options.boost == 0.0 || positive(options.boost), "boost must be finite and >= 0",
+        options.boost);
+  check(options.boost_steps >= 0, "boost_steps must be >= 0", options.boost_steps);
+  check(options.num_steps >= 0, "num_steps must be >= 0", options.num_steps);
+  std::int64_t previous = -1;
+  for (const std::int64_t step : reached_record(options)) {
+    check(step > previous && step <= options.num_steps,
+          "record must be strictly increasing within 0.." + text(options.num_steps), step);
+    previous = step;
+  }
+  validate_lengths(options);
+  validate_method(options);
+  validate_device(options);
+}
+
 History train(const TrainOptions& options) {
   validate(options);
-  return Trainer(options).run();
+  TrainOptions reached = options;
+  reached.record = reached_record(options);
+  return Trainer(reached).run();
 }
 
 }  // namespace paperlab::regular_language

@@ -57,7 +57,8 @@ struct TrainOptions {
   Optimizer optimizer = Optimizer::kGd;
   double init_std = 0.0;  ///< Every entry of u and w is drawn from N(0, init_std^2).
   std::uint64_t seed = 0;
-  std::vector<std::int64_t> record = {0, 100, 600, 1000, 2000};  ///< Strictly increasing steps.
+  /// Strictly increasing steps within 0..num_steps; this default is cut to those that are reached.
+  std::vector<std::int64_t> record = {0, 100, 600, 1000, 2000};
 
   // Controls that the paper does not vary; the defaults are the paper's algorithm.
   double boost = 0.0;  ///< Multiplier of w's step while t < boost_steps; 0: attention_scale.
@@ -102,6 +103,9 @@ struct History {
 /// float64. The same bits for any number of threads. Cost of a step: O(max_length^2) for kTwoClass,
 /// O(2^max_length) for kFold, O(max_length 2^max_length) for kStrings.
 PAPERLAB_API History train(const TrainOptions& options);
+
+/// Checks the options as train() does before any work. \throws as train().
+PAPERLAB_API void validate(const TrainOptions& options);
 
 /// The records of 0, 100, 600, 1000, 2000 that `num_steps` reaches.
 PAPERLAB_API std::vector<std::int64_t> default_record(std::int64_t num_steps);

@@ -29,6 +29,10 @@ struct Scores {
   double z_minus;
 };
 
+// Beyond this spread of a row's logits the two labels get exponentials of their own: with a common
+// maximum one of the two sums could underflow.
+constexpr double kMaxSpread = 600.0;
+
 class TwoClass final : public Dynamics {
  public:
   explicit TwoClass(const TrainOptions& options) : options_(options) {
@@ -38,7 +42,8 @@ class TwoClass final : public Dynamics {
       offset += static_cast<std::size_t>(length) + 1;
     }
     num_w_ = offset;
-    e_.resize(static_cast<std::size_t>(options.max_length) + 1);
+    e_plus_.resize(static_cast<std::size_t>(options.max_length));
+    e_minus_.resize(static_cast<std::size_t>(options.max_length));
   }
 
   Parameters initial() const override {
@@ -56,33 +61,36 @@ class TwoClass final : public Dynamics {
       const Scores s = scores(at, length);
       const double q_plus = -sigmoid(-s.plus) / s.z_plus;
       const double q_minus = sigmoid(s.minus) / s.z_minus;
-      const double q = q_plus + q_minus;
-      const double r = q_plus * s.plus + q_minus * s.minus;
+      const double r_plus = q_plus * s.plus;
+      const double r_minus = q_minus * s.minus;
       double* w = out.w.data() + offset_[n - 2];
       for (std::size_t l = 0; l < n; ++l) {
-        out.u[l] += 0.25 * e_[l] * (l == p ? 0.0 : q);
-        w[l] = e_[l] * (at.u[l] * q - r) / options_.attention_scale * (l == n - 1 ? 0.25 : 0.125);
+        const double of_plus = e_plus_[l] * q_plus;
+        const double of_minus = e_minus_[l] * q_minus;
+        out.u[l] += 0.25 * (of_plus + of_minus);
+        w[l] = (at.u[l] * (of_plus + of_minus) - (e_plus_[l] * r_plus + e_minus_[l] * r_minus)) /
+               options_.attention_scale * (l == n - 1 ? 0.25 : 0.125);
       }
       const double scale = 0.25 / options_.attention_scale;
-      out.u[p] += 0.25 * (e_[p] * q_plus + e_[n] * q_minus);
-      w[p] = e_[p] * q_plus * (at.u[p] - s.plus) * scale;
-      w[n] = e_[n] * q_minus * (at.u[p] - s.minus) * scale;
+      w[p] = e_plus_[p] * q_plus * (at.u[p] - s.plus) * scale;
+      w[n] = e_minus_[p] * q_minus * (at.u[p] - s.minus) * scale;
     }
   }
 
   // A length's strings are half of one label, half of the other; of length 1 all are positive.
   Evaluation evaluate(const Parameters& at) override {
-    Evaluation out{log_loss(at.u[0]), share(1) * (at.u[0] > 0.0 ? 1.0 : 0.0), at.u[0]};
+    Evaluation out{log_loss(at.u[0]), 0.0, at.u[0]};
     bool all_correct = at.u[0] > 0.0;
+    double num_correct = all_correct ? num_strings(1) : 0.0;
     for (int length = 2; length <= options_.max_length; ++length) {
       const Scores s = scores(at, length);
       out.loss += 0.5 * (log_loss(s.plus) + log_loss(-s.minus));
       out.min_margin = std::min({out.min_margin, s.plus, -s.minus});
       const int correct = (s.plus > 0.0 ? 1 : 0) + (s.minus < 0.0 ? 1 : 0);
-      out.accuracy += share(length) * 0.5 * correct;
+      num_correct += 0.5 * correct * num_strings(length);
       all_correct = all_correct && correct == 2;
     }
-    out.accuracy = all_correct ? 1.0 : out.accuracy;
+    out.accuracy = all_correct ? 1.0 : num_correct / num_all_strings();
     return out;
   }
 
@@ -135,39 +143,62 @@ class TwoClass final : public Dynamics {
                : 0;
   }
 
-  // Share of all training strings that have this length, without 2^max_length in a double.
-  double share(int length) const {
-    if (options_.task == Task::kEvenPairs) {  // 2^length of 2^(max_length + 1) - 2
-      return std::ldexp(1.0, length - options_.max_length) /
-             (2.0 - std::ldexp(1.0, 1 - options_.max_length));
-    }
-    // 2^min(length, base_length) of 2^base_length - 2 + (base_length - 1) 2^base_length
-    const int base = options_.base_length;
-    return std::ldexp(1.0, std::min(length, base) - base) / (base - std::ldexp(1.0, 1 - base));
+  // Strings of this length over those of the longest: powers of 2, so that sums are exact, and no
+  // 2^max_length in a double.
+  double num_strings(int length) const {
+    const int longest = longest_free();
+    return std::ldexp(1.0, std::min(length, longest) - longest);
   }
 
-  // Fills e_ with the exponentials of the row and returns its scores.
+  double num_all_strings() const {
+    const int longest = longest_free();  // 2 + 4 + .. + 2^longest, then the other steps of a chain
+    return 2.0 - std::ldexp(1.0, 1 - longest) + (options_.max_length - longest);
+  }
+
+  // Free tokens of the longest strings: those that a chain appends are not free.
+  int longest_free() const {
+    return options_.task == Task::kParityCot ? options_.base_length : options_.max_length;
+  }
+
+  // Fills the exponentials of the row for both labels and returns its scores.
   Scores scores(const Parameters& at, int length) {
     const std::size_t n = static_cast<std::size_t>(length);
     const std::size_t p = target(length);
     const double* row = at.w.data() + offset_[n - 2];
-    const double high = *std::max_element(row, row + n + 1);
-    double z = 0.0;
-    double sum = 0.0;
-    for (std::size_t l = 0; l <= n; ++l) {
-      e_[l] = std::exp((row[l] - high) / options_.attention_scale);
-      z += l == p || l == n ? 0.0 : e_[l];
-      sum += l == p || l == n ? 0.0 : e_[l] * at.u[l];
+    const auto [low, high] = std::minmax_element(row, row + n + 1);
+    if ((*high - *low) / options_.attention_scale <= kMaxSpread) {
+      fill(row, n, *high, e_plus_);
+      std::copy_n(e_plus_.begin(), n, e_minus_.begin());
+      e_minus_[p] = std::exp((row[n] - *high) / options_.attention_scale);
+    } else {
+      std::vector<double> negative(row, row + n);
+      negative[p] = row[n];
+      fill(row, n, *std::max_element(row, row + n), e_plus_);
+      fill(negative.data(), n, *std::max_element(negative.begin(), negative.end()), e_minus_);
     }
-    const double z_plus = z + e_[p];
-    const double z_minus = z + e_[n];
-    return {(sum + e_[p] * at.u[p]) / z_plus, (sum + e_[n] * at.u[p]) / z_minus, z_plus, z_minus};
+    Scores s{0.0, 0.0, 0.0, 0.0};
+    for (std::size_t l = 0; l < n; ++l) {
+      s.z_plus += e_plus_[l];
+      s.plus += e_plus_[l] * at.u[l];
+      s.z_minus += e_minus_[l];
+      s.minus += e_minus_[l] * at.u[l];
+    }
+    s.plus /= s.z_plus;
+    s.minus /= s.z_minus;
+    return s;
+  }
+
+  void fill(const double* logits, std::size_t n, double high, std::vector<double>& e) const {
+    for (std::size_t l = 0; l < n; ++l) {
+      e[l] = std::exp((logits[l] - high) / options_.attention_scale);
+    }
   }
 
   TrainOptions options_;
   std::vector<std::size_t> offset_;  // of row L at [L - 2]
   std::size_t num_w_ = 0;
-  std::vector<double> e_;
+  std::vector<double> e_plus_;   // of positive strings
+  std::vector<double> e_minus_;  // of negative strings: another target logit
 };
 
 }  // namespace

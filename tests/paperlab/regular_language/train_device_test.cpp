@@ -84,8 +84,7 @@ TEST(TrainDeviceTest, CudaIsRefusedWhereItDoesNotServe) {
   }
 }
 
-// ---- Every string at full length (Sec. 3.6: the two-class model is exact) --------------------
-
+// Every string at full length: there the two-class model is exact.
 void expect_two_class(TrainOptions options, const std::vector<double>& printed, double tolerance) {
   options.method = Method::kTwoClass;
   const History expected = train(options);

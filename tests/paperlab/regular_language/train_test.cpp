@@ -256,7 +256,7 @@ INSTANTIATE_TEST_SUITE_P(Methods, TrainMethodTest,
                          testing::Values(Method::kTwoClass, Method::kStrings, Method::kFold),
                          method_name);
 
-// Five steps of section 3.4's algorithm in long double: old-point gradients, the boost for w alone.
+// Five steps of the paper's algorithm in long double: old-point gradients, the boost for w alone.
 TEST(TrainTest, UpdatesAreThoseOfTheAlgorithm) {
   TrainOptions options = recording(even_pairs(4, Method::kFold), {0, 5});
   options.init_std = 0.7;
@@ -379,6 +379,14 @@ TEST(TrainTest, EmbeddedParametersStartAtZeroAndLearn) {
     EXPECT_EQ(history.u[1].size(), 8U);
     EXPECT_EQ(history.w.size(), 64U);
   }
+}
+
+TEST(TrainTest, TheDefaultRecordIsCutToTheStepsThatAreReached) {
+  TrainOptions options;
+  options.num_steps = 600;
+  EXPECT_EQ(train(options).step, (std::vector<std::int64_t>{0, 100, 600}));
+  options.num_steps = 0;
+  EXPECT_EQ(train(options).step, std::vector<std::int64_t>{0});
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ void expect_same_path(TrainOptions options) {
     EXPECT_NEAR(reduced.u_norm[r], full.u_norm[r], 1e-9 * full.u_norm[r]);
     EXPECT_NEAR(reduced.w_norm[r], full.w_norm[r], 1e-9 * full.w_norm[r]);
     EXPECT_NEAR(reduced.min_margin[r], full.min_margin[r], 1e-9);
-    EXPECT_NEAR(reduced.accuracy[r], full.accuracy[r], 1e-15);
+    EXPECT_EQ(reduced.accuracy[r], full.accuracy[r]);
     EXPECT_EQ(reduced.accuracy[r] == 1.0, full.accuracy[r] == 1.0);
     for (std::size_t i = 0; i < full.u[r].size(); ++i) {
       EXPECT_NEAR(reduced.u[r][i], full.u[r][i], 1e-9 * full.u_norm[r]);
@@ -90,6 +90,32 @@ TEST(TwoClassTest, AccuracyIsTheShareOfAllStrings) {
   const History chains = train(recording(parity_cot(4), {100, 200, 300}));
   EXPECT_NEAR(chains.accuracy[0], 32.0 / 62.0, 1e-15);
   EXPECT_EQ(chains.accuracy[2], 1.0);
+}
+
+TEST(TwoClassTest, LogitsThatAreFarApartGiveTheLossOfAllStrings) {
+  TrainOptions options;
+  options.learning_rate = 5.0;
+  options.attention_scale = 1e-4;
+  options.num_steps = 300;
+  const History two_class = train(options);
+  options.method = Method::kStrings;
+  const History all = train(options);
+  EXPECT_NEAR(two_class.loss.back() / all.loss.back(), 1.0, 1e-12);
+  EXPECT_EQ(two_class.accuracy, all.accuracy);
+}
+
+TEST(TwoClassTest, TheAccuracyIsTheQuotientOfTwoCounts) {
+  TrainOptions options;
+  options.max_length = 3;
+  options.attention_scale = 1.0;
+  options.num_steps = 300;
+  options.record.clear();
+  for (std::int64_t step = 0; step <= options.num_steps; ++step) {
+    options.record.push_back(step);
+  }
+  const History two_class = train(options);
+  options.method = Method::kStrings;
+  EXPECT_EQ(two_class.accuracy, train(options).accuracy);
 }
 
 }  // namespace
