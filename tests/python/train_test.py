@@ -428,12 +428,15 @@ def test_ctrl_c_ends_a_training(package_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "started\n"
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.5)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=10)
-    assert output == "interrupted\n" and process.returncode == 0
+    try:
+        assert process.stdout.readline() == "started\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=10)
+        assert output == "interrupted\n" and process.returncode == 0
+    finally:
+        process.kill()
 
 
 def test_other_threads_run_during_a_training():
