@@ -146,7 +146,7 @@ int requested_num_threads() {
 }
 
 std::string requested_cpu_isa() {
-  const std::string text = environment("PAPERLAB_CPU");
+  std::string text = environment("PAPERLAB_CPU");
   if (text.empty()) {
     return "auto";
   }

@@ -60,6 +60,28 @@ def test_page_is_good_in_chromium(sample: Sample, view: Open, width: int) -> Non
         assert words in seen.measured["text"]
 
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_of_the_committed_results_is_good(tmp_path: Path, view: Open, width: int) -> None:
+    claims: list[tuple[str, str]] = []
+    num_figures = 0
+    for committed in sorted(EXPERIMENTS.glob("*/results/small.json")):
+        result = json.loads(committed.read_text(encoding="utf-8"))
+        folder = tmp_path / "results" / result["paper"]
+        folder.mkdir(parents=True)
+        shutil.copy(committed, folder / "result.json")
+        config = committed.parents[1] / "config.json"
+        figures.draw_all(config, tmp_path / "results")
+        claims += [(result["paper"], claim["id"]) for claim in result["claims"]]
+        num_figures += len(json.loads(config.read_text(encoding="utf-8"))["figures"])
+    assert claims
+    assert report.write_report(tmp_path / "results", EXPERIMENTS) == []
+    page = tmp_path / "results" / "report" / "index.html"
+    assert view(page, width).problems(claims, num_figures) == []
+
+
 PLANTED = {
     "broken image": ("figure: 1 not rendered", r'src="data:image/svg[^"]{99}', 'src="data:,'),
     "missing image": ("figure: 4 images", r"<img [^>]*>", ""),
