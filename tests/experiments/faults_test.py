@@ -186,4 +186,4 @@ def test_row_that_the_driver_lacks_is_an_error(driver: Driver, tmp_path: Path) -
     config = dict(FIXTURE_CONFIG, presets={"small": {"rows": ["F1", "F44"], "row_ms": 1}})
     driver.config.write_text(json.dumps(config))
     done = driver.run(tmp_path)
-    assert_refused(done, 1, 'names the row "F44", which the driver lacks (did you mean "F4"?)')
+    assert_refused(done, 2, 'names the row "F44", which the driver lacks (did you mean "F4"?)')
