@@ -65,7 +65,7 @@ def clang_options(command: list[str]) -> tuple[str, ...]:
     for word in words:
         if word in {"-o", "-c", "-MF", "-MT"}:
             next(words)
-        elif word not in {"-MD", "-MMD"}:
+        elif word not in {"-MD", "-MMD", "-fopenmp"}:  # omp.h is the compiler's own
             options.append(word)
     return (*options, "-Wno-unknown-warning-option", "-Qunused-arguments")
 

@@ -62,8 +62,9 @@ void chain_of_thought(const Config& config, Run& run) {
       {"accuracy", thinned(history, history.accuracy)}};
   for (int l = 1; l <= options.max_length; ++l) {
     std::vector<double> u;
+    u.reserve(history.u.size());
     for (const std::vector<double>& record : history.u) {
-      u.push_back(record[static_cast<std::size_t>(2 * (l - 1))]);
+      u.push_back(record[2 * static_cast<std::size_t>(l - 1)]);
     }
     columns.emplace_back("u" + std::to_string(l), thinned(history, u));
   }
@@ -78,6 +79,7 @@ void chain_of_thought(const Config& config, Run& run) {
   options.record_w = true;
   const rl::History sparse = rl::train(options);
   std::vector<double> accuracy;
+  accuracy.reserve(sparse.step.size());
   for (std::size_t r = 0; r < sparse.step.size(); ++r) {
     accuracy.push_back(free_running_accuracy(model_at(options, sparse, r), config.base_length));
   }

@@ -10,6 +10,7 @@ namespace {
 
 std::vector<double> column(const rl::History& history, std::size_t index) {
   std::vector<double> values;
+  values.reserve(history.u.size());
   for (const std::vector<double>& u : history.u) {
     values.push_back(u[index]);
   }
@@ -76,7 +77,7 @@ void token_scores(const Config& config, Run& run) {
   double not_rising = 0.0;
   double not_falling = 0.0;
   for (int l = 1; l <= config.max_length; ++l) {
-    const std::vector<double> u = column(history, static_cast<std::size_t>(2 * (l - 1)));
+    const std::vector<double> u = column(history, 2 * static_cast<std::size_t>(l - 1));
     for (std::size_t t = 1; t < u.size(); ++t) {
       not_rising += l == 1 && u[t] <= u[t - 1] ? 1.0 : 0.0;
       not_falling += l > 1 && t > 3 && u[t] >= u[t - 1] ? 1.0 : 0.0;

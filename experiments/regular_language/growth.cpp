@@ -1,6 +1,7 @@
 // F4 (norms), F5 (max margin) and F6 (rate) of both tasks.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "experiments/regular_language/rows.h"
@@ -184,8 +185,8 @@ void max_margin(const Config& config, Run& run) {
       margins_of(config, run, rl::Task::kEvenPairs, 1000, "even pairs, attention frozen at 1000");
   claim_if_known(run, "C6j", num_falls(frozen, frozen.cosine, {1e3, 1e4, 1e5}));
   claim_if_known(run, "C6k", frozen.at(frozen.cosine, 1e5));
-  double least = INFINITY;
-  double most = -INFINITY;
+  double least = std::numeric_limits<double>::infinity();
+  double most = -least;
   for (const MarginColumns* columns : {&even_pairs, &chain}) {
     for (std::size_t i = 0; i < columns->step.size(); ++i) {
       if (columns->step[i] >= 2000.0) {

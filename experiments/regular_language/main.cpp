@@ -32,7 +32,7 @@ void reproduce(const Config& config, Run& run) {
 }  // namespace paperlab::experiments::regular_language
 
 int main(int argc, char** argv) {
-  using namespace paperlab::experiments;
-  return run_main<regular_language::Config>(argc, argv, "regular-language",
-                                            regular_language::reproduce);
+  namespace experiments = paperlab::experiments;
+  return experiments::run_main<experiments::regular_language::Config>(
+      argc, argv, "regular-language", experiments::regular_language::reproduce);
 }

@@ -81,6 +81,7 @@ double onset_of(const rl::History& history) {
 MarginOfFeatures margin_of_features(const rl::Model& model,
                                     const std::vector<rl::LabelledString>& strings) {
   std::vector<double> labels;
+  labels.reserve(strings.size());
   for (const rl::LabelledString& string : strings) {
     labels.push_back(string.label);
   }

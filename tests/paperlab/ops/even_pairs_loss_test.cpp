@@ -26,7 +26,7 @@ at::Tensor normal(at::IntArrayRef shape, std::uint64_t stream) {
 }
 
 struct Inputs {
-  explicit Inputs(int max_length)
+  explicit Inputs(std::int64_t max_length)
       : u(normal({2 * max_length}, 0)), w(normal({2 * max_length, 2 * max_length}, 1)) {}
   at::Tensor u;
   at::Tensor w;
