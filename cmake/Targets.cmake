@@ -34,6 +34,7 @@ target_include_directories(paperlab_flags INTERFACE
 set(PAPERLAB_ISA_FLAGS_generic "")
 set(PAPERLAB_ISA_FLAGS_avx2 -mavx2 -mfma)
 set(PAPERLAB_ISA_FLAGS_avx512 -mavx2 -mfma -mavx512f -mavx512dq -mavx512vl -mavx512bw)
+set(PAPERLAB_ISA_FLAGS_bfloat16 ${PAPERLAB_ISA_FLAGS_avx512} -mavx512bf16)
 
 # Stops with the missing file's name: a kernel or paper is complete or not there.
 function(paperlab_require what)
@@ -58,23 +59,34 @@ function(paperlab_objects target)
   endif()
 endfunction()
 
-# paperlab_add_kernel(<kernel> BACKENDS cpu [cuda]): kernels/<kernel>/ with the dispatch file, the
-# reference, cpu.cpp once per instruction set, cuda.cu if declared and found.
+# The copy of kernels/<kernel>/<source> for an instruction set; it lies in the namespace `name`.
+function(paperlab_isa_objects kernel source isa name)
+  paperlab_objects(kernel_${kernel}_${isa} ${kernel}/${source})
+  target_compile_definitions(kernel_${kernel}_${isa} PRIVATE PAPERLAB_ISA=${name})
+  # -O3 unrolls the polynomial of exp: 1.7 times the speed of -O2 on a fold step.
+  target_compile_options(kernel_${kernel}_${isa} PRIVATE
+    $<$<CONFIG:Release>:-O3> ${PAPERLAB_ISA_FLAGS_${isa}})
+endfunction()
+
+# paperlab_add_kernel(<kernel> BACKENDS cpu [bfloat16] [cuda] [SOURCES <file>...]): kernels/<kernel>/
+# with the dispatch file, the reference, further sources of the host, cpu.cpp once per instruction
+# set, cpu_bfloat16.cpp for CPUs that multiply bfloat16, cuda.cu if declared and found.
 function(paperlab_add_kernel kernel)
-  cmake_parse_arguments(ARG "" "" "BACKENDS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "BACKENDS;SOURCES" ${ARGN})
+  list(TRANSFORM ARG_SOURCES PREPEND ${kernel}/)
   set(dir kernels/${kernel})
   paperlab_require("kernel ${kernel}" ${dir}/${kernel}.h ${dir}/${kernel}.cpp ${dir}/reference.cpp
     ${dir}/README.md tests/kernels/${kernel}_test.cpp bench/kernels/${kernel}_bench.cpp)
-  paperlab_objects(kernel_${kernel} ${kernel}/${kernel}.cpp ${kernel}/reference.cpp)
+  paperlab_objects(kernel_${kernel} ${kernel}/${kernel}.cpp ${kernel}/reference.cpp ${ARG_SOURCES})
   if(cpu IN_LIST ARG_BACKENDS)
     paperlab_require("kernel ${kernel}" ${dir}/cpu.h ${dir}/cpu.cpp)
     foreach(isa generic avx2 avx512)
-      paperlab_objects(kernel_${kernel}_${isa} ${kernel}/cpu.cpp)
-      target_compile_definitions(kernel_${kernel}_${isa} PRIVATE PAPERLAB_ISA=${isa})
-      # -O3 unrolls the polynomial of exp: 1.7 times the speed of -O2 on a fold step.
-      target_compile_options(kernel_${kernel}_${isa} PRIVATE
-        $<$<CONFIG:Release>:-O3> ${PAPERLAB_ISA_FLAGS_${isa}})
+      paperlab_isa_objects(${kernel} cpu.cpp ${isa} ${isa})
     endforeach()
+  endif()
+  if(bfloat16 IN_LIST ARG_BACKENDS)
+    paperlab_require("kernel ${kernel}" ${dir}/cpu_bfloat16.cpp)
+    paperlab_isa_objects(${kernel} cpu_bfloat16.cpp bfloat16 avx512)
   endif()
   if(cuda IN_LIST ARG_BACKENDS)
     paperlab_require("kernel ${kernel}" ${dir}/cuda.h ${dir}/cuda.cu)

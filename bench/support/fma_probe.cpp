@@ -1,5 +1,5 @@
 // Compiled once per instruction set, like a kernel's cpu.cpp.
-#include "bench/support/fma_probe.h"
+#include "bench/support/probes.h"
 
 #include "kernels/common/vec.h"
 

@@ -1,14 +1,10 @@
 #include "bench/support/machine.h"
 
-#include <algorithm>
 #include <cctype>
-#include <chrono>
 #include <ctime>
-#include <numeric>
 #include <thread>
-#include <vector>
 
-#include "bench/support/fma_probe.h"
+#include "bench/support/roofs.h"
 #include "paperlab/core/cpu_isa.h"
 #include "paperlab/core/version.h"
 
@@ -39,30 +35,6 @@ std::string today() {
   char text[16];
   std::strftime(text, sizeof(text), "%Y-%m-%d", &parts);
   return text;
-}
-
-double fma_roof_gflops(CpuIsa isa) {
-  const auto rounds = isa == CpuIsa::kAvx512 ? avx512::fma_rounds
-                      : isa == CpuIsa::kAvx2 ? avx2::fma_rounds
-                                             : generic::fma_rounds;
-  std::vector<double> start(kNumStart);
-  std::iota(start.begin(), start.end(), 1.0);
-  volatile double kept = 0.0;
-  std::vector<double> rates;
-  long count = 1000;
-  for (int run = 0; run < 12; ++run) {
-    double sink = 0.0;
-    const auto begin = std::chrono::steady_clock::now();
-    const double flops = rounds(count, start.data(), &sink);
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
-    kept = sink;
-    if (passed.count() < 5e-3) {
-      count *= 4;
-    } else {
-      rates.push_back(flops / passed.count() * 1e-9);
-    }
-  }
-  return kept == 0.0 || rates.empty() ? 0.0 : *std::max_element(rates.begin(), rates.end());
 }
 
 Json describe_machine(const std::string& name) {

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from result_file import (
@@ -41,12 +42,19 @@ BENCH_COLUMNS = {
     "case": "case",
     "ours_us": "ours, us",
     "baseline_us": "baseline, us",
+    "baseline_backend": "backend",
     "ratio": "ratio",
     "target": "target",
+    "other_ratio": "ratio to other baseline",
     "ns_per_string": "ns per string",
+    "gflops": "GFLOP/s",
     "share_of_fma_roof": "share of FMA roof",
+    "gb_s": "GB/s",
+    "share_of_read_roof": "share of read roof",
+    "share_target": "least share",
     "spread_percent": "spread",
     "noisy": "noisy",
+    "missed": "missed",
 }
 
 
@@ -140,7 +148,6 @@ def bench_table(path: Path) -> list[str]:
     rows = value.get("rows")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: rows must be a list of objects")
-    present = [key for key in BENCH_COLUMNS if any(key in row for row in rows)]
     facts = [value.get(key) for key in ("cpu", "commit", "date")]
     where = ", ".join(
         escaped(f"{label}{fact}")
@@ -148,20 +155,34 @@ def bench_table(path: Path) -> list[str]:
         if fact
     )
     title = f"Machine {escaped(str(value.get('machine') or path.parent.name))}"
+    lines = [f"{title}: {where}." if where else f"{title}."]
+    if note := value.get("note"):
+        lines += ["", escaped(str(note))]
+    groups = [(name, list(group)) for name, group in groupby(rows, lambda row: row.get("table"))]
+    for name, group in groups or [(None, [])]:
+        lines += ["", f"{escaped(str(name)).capitalize()}:"] if name else []
+        lines += ["", *bench_rows(group)]
+    return lines
+
+
+def bench_rows(rows: Sequence[dict[str, object]]) -> list[str]:
+    """A table with the columns that any of the rows has."""
+    present = [key for key in BENCH_COLUMNS if any(key in row for row in rows)]
     heads = [BENCH_COLUMNS[key] for key in present]
-    cells = [[bench_cell(key, row.get(key)) for key in present] for row in rows]
-    return [f"{title}: {where}." if where else f"{title}.", "", *markdown(heads, cells)]
+    return markdown(heads, [[bench_cell(key, row.get(key)) for key in present] for row in rows])
 
 
 def bench_cell(key: str, value: object) -> str:
     measured = number(value)
     if measured is None or key == "case":
         return format_value(value)
-    if key == "share_of_fma_roof":
+    if key in ("share_of_fma_roof", "share_of_read_roof"):
         return f"{100 * measured:.0f} %"
+    if key == "share_target":
+        return f">= {100 * measured:.0f} %"
     if key == "spread_percent":
         return f"{measured:.0f} %"
-    if key == "ratio":
+    if key in ("ratio", "other_ratio"):
         return f"{measured:.3g}x"
     if key == "target":
         return f">= {format_value(value)}x"

@@ -108,6 +108,35 @@ Machine desk: A CPU, commit 0123abc, 2025-01-02.
     assert text.endswith(expected)
 
 
+def test_rows_of_a_benchmark_are_grouped_by_table(root: Path) -> None:
+    rows = [
+        {"table": "forward", "case": "T 128", "ratio": 1.5, "gflops": 150.26, "missed": True},
+        {"table": "forward", "case": "T 256", "ratio": 2, "share_target": 0.75, "missed": False},
+        {"table": "one query", "case": "S 4096", "gb_s": 20, "share_of_read_roof": 0.816},
+    ]
+    text = json.dumps(BENCH | {"rows": rows, "note": "Baseline: a|b."})
+    (root / "bench" / "results" / "desk" / "sample-paper.json").write_text(text, encoding="utf-8")
+    tables.main(["--root", str(root)])
+    expected = """Machine desk: A CPU, commit 0123abc, 2025-01-02.
+
+Baseline: a\\|b.
+
+Forward:
+
+| case | ratio | GFLOP/s | least share | missed |
+| --- | --- | --- | --- | --- |
+| T 128 | 1.5x | 150 | - | yes |
+| T 256 | 2x | - | >= 75 % | no |
+
+One query:
+
+| case | GB/s | share of read roof |
+| --- | --- | --- |
+| S 4096 | 20 | 82 % |
+"""
+    assert expected in (root / "README.md").read_text(encoding="utf-8")
+
+
 def test_each_machine_has_a_table(root: Path) -> None:
     other = root / "bench" / "results" / "a-server"
     other.mkdir()

@@ -1,6 +1,7 @@
 """Model techniques of research papers: exact, fast on CPU and CUDA, reproduced honestly.
 
-Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`.
+Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`,
+`paperlab.integrations`.
 """
 
 import importlib
@@ -17,11 +18,12 @@ import torch  # noqa: E402
 from paperlab import _arguments, _core  # noqa: E402
 
 if TYPE_CHECKING:
-    from paperlab import ops, regular_language
+    from paperlab import integrations, ops, regular_language
 
 __all__ = [
     "__version__",
     "get_num_threads",
+    "integrations",
     "ops",
     "regular_language",
     "set_num_threads",
@@ -29,7 +31,7 @@ __all__ = [
 
 __version__: str = _core.build_info().version
 
-_MODULES = ("ops", "regular_language")
+_MODULES = ("integrations", "ops", "regular_language")
 
 
 def set_num_threads(n: int) -> None:

@@ -1,10 +1,100 @@
 """Differentiable operators on torch tensors; they run under torch.compile(fullgraph=True)."""
 
+from typing import Literal, overload
+
 import torch
 
 from paperlab import _arguments
 
-__all__ = ["even_pairs_loss"]
+__all__ = ["attention", "even_pairs_loss"]
+
+_LARGEST = 2**63 - 1
+
+
+def _check_tensor(function: str, name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise _arguments.ArgumentTypeError(
+            f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}"
+        )
+    if value.is_nested:  # its own dispatcher refuses it by an error of its own
+        raise ValueError(f"{function}: {name} must be strided, got a nested tensor")
+
+
+@overload
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    key_start: torch.Tensor | None = None,
+    key_end: torch.Tensor | None = None,
+    return_lse: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    key_start: torch.Tensor | None = None,
+    key_end: torch.Tensor | None = None,
+    return_lse: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    key_start: torch.Tensor | None = None,
+    key_end: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Returns softmax(scale q k^T + mask) v, or (out, lse) with the row log-sum-exp.
+
+    q: [B, H, T, D], float32, float64 or bfloat16, CPU, any strides; D in 1..256 (fast from 16).
+    k, v: [B, G, S, D], H % G == 0, of q's dtype and device, any strides.
+    causal: row i stands at key position i + S - T and sees no later key.
+    window: the last `window` keys, the row's own included; >= 1, needs causal.
+    scale: multiplies the logits; finite. None: 1/sqrt(D).
+    key_start, key_end: int64 [B], 0..S; keys start <= j < end take part, others are never read.
+    Returns out [B, H, T, D] in q's dtype and lse [B, H, T], the natural logarithm in float32
+    (float64 for float64), both new and differentiable once with respect to q, k and v. Rows
+    without keys: out 0, lse -inf, gradient 0.
+
+    Raises ValueError if a shape, device, layout or value is not as above, TypeError for a dtype or
+    type. Accumulates in float32 (float64 for float64); memory is linear in T and S. The same bits
+    from run to run and for any number of threads; with T = 1 for any B.
+    Source: FlashAttention-2 (Dao, arXiv:2307.08691).
+    """
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        _check_tensor("attention", name, value)
+    for name, bound in (("key_start", key_start), ("key_end", key_end)):
+        if bound is not None:
+            _check_tensor("attention", name, bound)
+    if not torch.compiler.is_compiling():  # in a graph numbers may be symbols: the operator checks
+        causal = _arguments.boolean("attention", "causal", causal)
+        return_lse = _arguments.boolean("attention", "return_lse", return_lse)
+        if window is not None:
+            window = _arguments.integer("attention", "window", window, 1, _LARGEST)
+        if scale is not None:
+            scale = _arguments.real("attention", "scale", scale)
+    out: torch.Tensor
+    lse: torch.Tensor
+    out, lse = torch.ops.paperlab.attention(q, k, v, causal, window, scale, key_start, key_end)
+    return (out, lse) if return_lse else out
 
 
 def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2.0) -> torch.Tensor:
@@ -21,10 +111,7 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
     Source: Huang, Liang, Yang, ICML 2025.
     """
     for name, value in (("u", u), ("w", w)):
-        if not isinstance(value, torch.Tensor):
-            raise _arguments.ArgumentTypeError(
-                f"even_pairs_loss: {name} must be a torch.Tensor, got {type(value).__name__}"
-            )
+        _check_tensor("even_pairs_loss", name, value)
     if (
         not torch.compiler.is_compiling()
     ):  # in a graph a number may be a symbol: the operator checks

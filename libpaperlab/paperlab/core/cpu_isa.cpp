@@ -40,6 +40,11 @@ CpuIsa detected_cpu_isa() {
 
 CpuIsa cpu_isa() { return current().load(std::memory_order_relaxed); }
 
+bool cpu_has_bfloat16() {
+  static const bool is_detected = __builtin_cpu_supports("avx512bf16") != 0;
+  return is_detected && cpu_isa() == CpuIsa::kAvx512;
+}
+
 void set_cpu_isa(const std::string& name) {
   if (name == "auto") {
     current() = detected_cpu_isa();

@@ -16,6 +16,10 @@ PAPERLAB_API CpuIsa detected_cpu_isa();
 /// The instruction set in use.
 PAPERLAB_API CpuIsa cpu_isa();
 
+/// Whether kernels may use AVX-512 BF16 (products of bfloat16 pairs): the CPU has it and the
+/// instruction set in use is kAvx512.
+PAPERLAB_API bool cpu_has_bfloat16();
+
 /// Sets the instruction set in use, for the whole process.
 /// \param name  "generic", "avx2", "avx512" or "auto" (what was detected).
 /// \throws ValueError  if `name` is none of these; UnsupportedError if this CPU lacks it.

@@ -1,0 +1,46 @@
+#pragma once
+// A row of a table that compares ours with a baseline, and with a roof of the machine.
+
+#include <string>
+
+#include "bench/support/timing.h"
+#include "paperlab/core/json.h"
+
+namespace paperlab::bench {
+
+struct RatioRow {
+  std::string table;
+  std::string name;
+  std::string backend;  // of the baseline
+  int num_threads = 1;
+
+  double target = 1.0;        // least ratio
+  double share_target = 0.0;  // least share of the roof; 0: none
+
+  // Either floating-point operations of a step and what the machine could do in a second, or bytes.
+  double flops = 0.0;
+  double fma_roof_gflops = 0.0;
+  double bytes = 0.0;
+  double read_roof_gb_s = 0.0;
+
+  Timing ours;
+  Timing baseline;
+  Timing other;            // a second baseline, which must not be faster; not timed: 0 us
+  std::string other_name;  // empty: none
+
+  std::string wrong;  // why nothing was timed; empty: the results were right
+
+  double ratio() const { return baseline.median_us / ours.median_us; }
+  double other_ratio() const { return other.median_us / ours.median_us; }
+  double share_of_roof() const;
+  double spread_percent() const;
+  bool is_noisy() const;
+  bool is_missed() const;  // a target
+};
+
+Json json_of(const RatioRow& row);
+
+// One line on stdout.
+void print(const RatioRow& row);
+
+}  // namespace paperlab::bench

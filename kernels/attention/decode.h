@@ -1,0 +1,300 @@
+#pragma once
+// A single query of all heads of a unit against a run of keys: bound by memory, so each key and
+// value is read once for all heads. Here the head dimension lies in the lanes. Include only from
+// cpu.cpp.
+
+#include "kernels/attention/forward.h"
+
+namespace paperlab::kernels::PAPERLAB_ISA {
+namespace {
+
+// Rows of K or V, of float32 or bfloat16, whose length is a multiple of the lanes.
+template <class T>
+struct WideRows {
+  const T* row;
+  std::int64_t stride;
+};
+
+inline VecF load_wide(const float* p) { return load(p); }
+inline VecF load_wide(const std::uint16_t* p) { return load_bfloat16(p); }
+
+// x with lanes i and i ^ Step exchanged.
+template <int Step>
+inline VecF exchanged(VecF x) {
+  VecI other;
+  for (std::int64_t i = 0; i < kFloatLanes; ++i) {  // a constant
+    other[i] = i ^ Step;
+  }
+  return shuffled(x, x, other);
+}
+
+// Sums of lanes i and i ^ Step: a's where bit Step of i is clear, b's where it is set. Two blends
+// and a shuffle within one register are cheaper than two shuffles of two.
+template <int Step>
+inline VecF paired_sums(VecF a, VecF b) {
+  VecI is_b;
+  for (std::int64_t i = 0; i < kFloatLanes; ++i) {  // a constant
+    is_b[i] = (i & Step) != 0 ? -1 : 0;
+  }
+  return (is_b ? b : a) + exchanged<Step>(is_b ? a : b);
+}
+
+// One vector whose lane i is the sum over lanes of terms[i].
+template <int Step = 1>
+inline VecF sum_lanes(VecF (&terms)[kFloatLanes]) {
+  if constexpr (Step < kFloatLanes) {
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < kFloatLanes / Step; i += 2) {
+      terms[i / 2] = paired_sums<Step>(terms[i], terms[i + 1]);
+    }
+    return sum_lanes<2 * Step>(terms);
+  } else {
+    return terms[0];
+  }
+}
+
+// Folds the lanes of x with `fold`, in a fixed order.
+template <int Step = 1, class F>
+inline float fold_lanes(VecF x, F fold) {
+  if constexpr (Step < kFloatLanes) {
+    return fold_lanes<2 * Step>(fold(x, exchanged<Step>(x)), fold);
+  } else {
+    return x[0];
+  }
+}
+
+// logits[h][n] = factor * q_h . k_n for Heads heads and the next kFloatLanes / Heads keys; of those
+// beyond num_keys it repeats the last one's.
+template <int Heads, class T>
+inline void decode_dots(const float* query, std::int64_t width, const WideRows<T>& key,
+                        std::int64_t num_keys, float factor, float* logits) {
+  constexpr std::int64_t kKeys = kFloatLanes / Heads;
+  VecF terms[kFloatLanes];
+#pragma GCC unroll 16
+  for (auto& term : terms) {
+    term = zero();
+  }
+  const T* rows[kKeys];
+  for (std::int64_t n = 0; n < kKeys; ++n) {
+    rows[n] = key.row + (n < num_keys ? n : num_keys - 1) * key.stride;
+  }
+  for (std::int64_t d = 0; d < width; d += kFloatLanes) {
+    VecF q[Heads];
+#pragma GCC unroll 4
+    for (std::int64_t h = 0; h < Heads; ++h) {
+      q[h] = load(query + h * width + d);
+    }
+#pragma GCC unroll 16
+    for (std::int64_t n = 0; n < kKeys; ++n) {
+      const VecF k = load_wide(rows[n] + d);
+#pragma GCC unroll 4
+      for (std::int64_t h = 0; h < Heads; ++h) {
+        terms[h * kKeys + n] = fma(q[h], k, terms[h * kKeys + n]);
+      }
+    }
+  }
+  float dots[kFloatLanes];
+  store(dots, sum_lanes(terms) * set1(factor));
+  for (std::int64_t h = 0; h < Heads; ++h) {
+    copy_row(dots + h * kKeys, kKeys, logits + h * kTileKeys);
+  }
+}
+
+// Asks for what the next block will read: a key takes too long for the CPU to see the next block's
+// misses in time. Addresses past the end are harmless.
+template <class T>
+inline void prefetch(const T* p) {
+  __builtin_prefetch(p, 0, 3);
+}
+
+// out[h][d] = keep[h] out[h][d] + sum over n of weights[h][n] v_n[d]. Prefetches the next block.
+template <int Heads, class T>
+inline void decode_sums(const float* weights, const float* keep, const WideRows<T>& key,
+                        const WideRows<T>& value, std::int64_t num_keys, std::int64_t width,
+                        std::int64_t out_stride, float* out) {
+  const std::int64_t lanes = kFloatLanes;
+  for (std::int64_t d = 0; d < width; d += kGroupLanes) {
+    const std::int64_t left = (width - d) / lanes;
+    with_vectors(left < kGroupVectors ? left : kGroupVectors, [&](auto vectors) {
+      constexpr std::int64_t kVectors = vectors.kCount;
+      Sums<Heads, kVectors> sums{};
+      for (std::int64_t n = 0; n < num_keys; ++n) {
+        VecF v[kVectors];
+#pragma GCC unroll 4
+        for (std::int64_t i = 0; i < kVectors; ++i) {
+          const std::int64_t at = d + i * lanes;
+          v[i] = load_wide(value.row + n * value.stride + at);
+          prefetch(value.row + (n + kTileKeys) * value.stride + at);
+          prefetch(key.row + (n + kTileKeys) * key.stride + at);
+        }
+#pragma GCC unroll 4
+        for (std::int64_t h = 0; h < Heads; ++h) {
+          const VecF weight = set1(weights[h * kTileKeys + n]);
+#pragma GCC unroll 4
+          for (std::int64_t i = 0; i < kVectors; ++i) {
+            sums.at[h][i] = fma(weight, v[i], sums.at[h][i]);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (std::int64_t h = 0; h < Heads; ++h) {
+#pragma GCC unroll 4
+        for (std::int64_t i = 0; i < kVectors; ++i) {
+          float* at = out + h * out_stride + d + i * lanes;
+          store(at, fma(load(at), set1(keep[h]), sums.at[h][i]));
+        }
+      }
+    });
+  }
+}
+
+// The online softmax of one head over a block: logits [kTileKeys] to weights; returns what earlier
+// sums are multiplied by.
+inline float decode_weights(std::int64_t num_keys, float* logits, float* partial) {
+  const std::int64_t lanes = kFloatLanes;
+  for (std::int64_t n = num_keys; n % lanes != 0; ++n) {
+    logits[n] = -kInfinity;
+  }
+  VecF most = set1(partial[0]);
+  for (std::int64_t n = 0; n < num_keys; n += lanes) {
+    most = max(load(logits + n), most);
+  }
+  const float largest = fold_lanes(most, [](VecF a, VecF b) { return max(a, b); });
+  VecF sums = zero();
+  for (std::int64_t n = 0; n < num_keys; n += lanes) {
+    const VecF weights = exp(load(logits + n) - largest);
+    sums += weights;
+    store(logits + n, weights);
+  }
+  const float keep = exp(set1(partial[0] - largest))[0];
+  partial[0] = largest;
+  partial[1] = partial[1] * keep + fold_lanes(sums, [](VecF a, VecF b) { return a + b; });
+  return keep;
+}
+
+// One block of at most kTileKeys keys for Heads heads. partial: [Heads][2 + width].
+template <int Heads, class T>
+inline void decode_block(const float* query, std::int64_t width, const WideRows<T>& key,
+                         const WideRows<T>& value, std::int64_t num_keys, float factor,
+                         float* partial) {
+  constexpr std::int64_t kKeys = kFloatLanes / Heads;
+  float logits[Heads * kTileKeys];
+  float keep[Heads];
+  for (std::int64_t n = 0; n < num_keys; n += kKeys) {
+    decode_dots<Heads>(query, width, WideRows<T>{key.row + n * key.stride, key.stride},
+                       num_keys - n, factor, logits + n);
+  }
+  const std::int64_t stride = width + 2;
+  for (std::int64_t h = 0; h < Heads; ++h) {
+    keep[h] = decode_weights(num_keys, logits + h * kTileKeys, partial + h * stride);
+  }
+  decode_sums<Heads>(logits, keep, key, value, num_keys, width, stride, partial + 2);
+}
+
+template <class T>
+inline void decode_heads(const float* query, std::int64_t num_heads, std::int64_t width,
+                         const WideRows<T>& key, const WideRows<T>& value, std::int64_t num_keys,
+                         float factor, float* partial) {
+  std::int64_t h = 0;
+  const std::int64_t stride = width + 2;
+  for (; h + 4 <= num_heads; h += 4) {
+    decode_block<4>(query + h * width, width, key, value, num_keys, factor, partial + h * stride);
+  }
+  if (h + 2 <= num_heads) {
+    decode_block<2>(query + h * width, width, key, value, num_keys, factor, partial + h * stride);
+    h += 2;
+  }
+  if (h < num_heads) {
+    decode_block<1>(query + h * width, width, key, value, num_keys, factor, partial + h * stride);
+  }
+}
+
+inline std::size_t decode_scratch(std::int64_t head_dim, std::int64_t num_heads) {
+  const std::int64_t width = padded_head_dim(head_dim);
+  return static_cast<std::size_t>(num_heads * width + 16 + num_heads * (width + 2) + 16 +
+                                  2 * kTileKeys * width);
+}
+
+// Rows that are no multiple of the lanes are copied to padded ones first.
+inline WideRows<float> padded_rows(const HeadRows& rows, std::int64_t begin, std::int64_t end,
+                                   std::int64_t head_dim, float* scratch) {
+  const std::int64_t width = padded_head_dim(head_dim);
+  for (std::int64_t n = begin; n < end; ++n) {
+    float* row = scratch + (n - begin) * width;
+    load_row(rows.data, rows.dtype, n * rows.stride, head_dim, row);
+    fill(row + head_dim, width - head_dim, 0.0F);
+  }
+  return {scratch, width};
+}
+
+template <class T>
+inline WideRows<T> wide_rows(const HeadRows& rows, std::int64_t begin) {
+  return {static_cast<const T*>(rows.data) + begin * rows.stride, rows.stride};
+}
+
+inline void decode(const DecodeTask& task, float* memory) {
+  const AttentionUnit& unit = task.unit;
+  const std::int64_t num_heads = unit.rows.heads_per_unit;
+  const std::int64_t width = padded_head_dim(unit.head_dim);
+  const float factor = unit.scale;
+  Scratch scratch(memory);
+  float* query = scratch.take(num_heads * width);
+  float* partial = scratch.take(num_heads * (width + 2));
+  float* key_memory = scratch.take(kTileKeys * width);
+  float* value_memory = scratch.take(kTileKeys * width);
+  const UnitRows& from = task.is_prefix ? unit.prefix_query : unit.query;
+  for (std::int64_t h = 0; h < num_heads; ++h) {
+    load_row(from.data, from.dtype, h * from.head_stride, unit.head_dim, query + h * width);
+    fill(query + h * width + unit.head_dim, width - unit.head_dim, 0.0F);
+    fill(partial + h * (width + 2), width + 2, 0.0F);
+    partial[h * (width + 2)] = kLowest;
+  }
+  const HeadRows& key = task.is_prefix ? unit.prefix_key : unit.key;
+  const HeadRows& value = task.is_prefix ? unit.prefix_value : unit.value;
+  for (std::int64_t n = task.begin; n < task.end; n += kTileKeys) {
+    const std::int64_t end = smaller(n + kTileKeys, task.end);
+    const std::int64_t count = end - n;
+    if (width != unit.head_dim) {
+      decode_heads(query, num_heads, width, padded_rows(key, n, end, unit.head_dim, key_memory),
+                   padded_rows(value, n, end, unit.head_dim, value_memory), count, factor, partial);
+    } else if (key.dtype == DType::kFloat32) {
+      decode_heads(query, num_heads, width, wide_rows<float>(key, n), wide_rows<float>(value, n),
+                   count, factor, partial);
+    } else {
+      decode_heads(query, num_heads, width, wide_rows<std::uint16_t>(key, n),
+                   wide_rows<std::uint16_t>(value, n), count, factor, partial);
+    }
+  }
+  for (std::int64_t h = 0; h < num_heads; ++h) {
+    copy_row(partial + h * (width + 2), width + 2, task.partial + h * task.head_stride);
+  }
+}
+
+// Adds the runs of one head in order.
+inline void merge(const MergeTask& task) {
+  float largest = kLowest;
+  for (std::int64_t i = 0; i < task.num_runs; ++i) {
+    const float other = task.partials[i * task.run_stride];
+    largest = other > largest ? other : largest;
+  }
+  float out[kMaxHeadDim] = {};
+  float sum = 0.0F;
+  for (std::int64_t i = 0; i < task.num_runs; ++i) {
+    const float* partial = task.partials + i * task.run_stride;
+    const float factor = exp(set1(partial[0] - largest))[0];
+    sum += factor * partial[1];
+    for (std::int64_t d = 0; d < task.head_dim; ++d) {
+      out[d] += factor * partial[2 + d];
+    }
+  }
+  const float inverse = sum == 0.0F ? 0.0F : 1.0F / sum;
+  for (std::int64_t d = 0; d < task.head_dim; ++d) {
+    out[d] *= inverse;
+  }
+  store_row(out, task.head_dim, task.out, task.dtype, 0);
+  const float natural = largest + log(set1(sum))[0] + (sum - sum);
+  *task.lse = sum == 0.0F ? -kInfinity : natural;
+}
+
+}  // namespace
+}  // namespace paperlab::kernels::PAPERLAB_ISA

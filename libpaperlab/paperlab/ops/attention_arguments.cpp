@@ -1,0 +1,177 @@
+#include "paperlab/ops/attention_arguments.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+
+namespace paperlab::ops {
+namespace {
+
+using Shape = std::vector<c10::SymInt>;
+
+// Nothing else may be asked of a tensor before this.
+void check_is_plain(const char* function, const char* name, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.defined(), function, ": ", name, " must be a tensor, got none");
+  TORCH_CHECK_VALUE(!x.is_nested(), function, ": ", name, " must be strided, got a nested tensor");
+  TORCH_CHECK_VALUE(x.layout() == at::kStrided, function, ": ", name,
+                    " must be strided, got layout ", x.layout());
+}
+
+void check_has_shape(const char* function, const char* name, const at::Tensor& x,
+                     const Shape& shape) {
+  TORCH_CHECK_VALUE(x.sym_sizes() == c10::SymIntArrayRef(shape), function, ": ", name, " must be ",
+                    c10::SymIntArrayRef(shape), ", got ", x.sym_sizes());
+}
+
+void check_is_like(const char* function, const char* name, const at::Tensor& x,
+                   const at::Tensor& query, at::ScalarType dtype) {
+  check_is_plain(function, name, x);
+  TORCH_CHECK_TYPE(x.scalar_type() == dtype, function, ": ", name, " must be of dtype ", dtype,
+                   ", got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.device() == query.device(), function, ": ", name,
+                    " must be on the device of query (", query.device(), "), got ", x.device());
+}
+
+void check_query(const char* function, const at::Tensor& query) {
+  check_is_plain(function, "query", query);
+  const at::ScalarType dtype = query.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
+                   ": query must be float32, float64 or bfloat16, got ", dtype);
+  TORCH_CHECK_VALUE(query.dim() == 4, function, ": query must be [B, H, T, D], got ",
+                    query.sym_sizes());
+  TORCH_CHECK_VALUE(query.sym_size(3) >= 1 && query.sym_size(3) <= kernels::kMaxHeadDim, function,
+                    ": query must be [B, H, T, D] with D in 1..", kernels::kMaxHeadDim, ", got ",
+                    query.sym_sizes());
+}
+
+void check_keys(const AttentionArguments& in) {
+  check_is_like(in.function, "key", in.key, in.query, in.query.scalar_type());
+  check_is_like(in.function, "value", in.value, in.query, in.query.scalar_type());
+  const c10::SymIntArrayRef query = in.query.sym_sizes();
+  const bool is_key =
+      in.key.dim() == 4 && in.key.sym_size(0) == query[0] && in.key.sym_size(3) == query[3];
+  TORCH_CHECK_VALUE(is_key, in.function, ": key must be [", query[0], ", G, S, ", query[3],
+                    "], got ", in.key.sym_sizes());
+  const c10::SymInt heads = in.key.sym_size(1);
+  const bool divides = heads == 0 ? query[1] == 0 : query[1] % heads == 0;
+  TORCH_CHECK_VALUE(divides, in.function, ": key must be [B, G, S, D] with G a divisor of query's ",
+                    query[1], " heads, got ", in.key.sym_sizes());
+  check_has_shape(in.function, "value", in.value, in.key.sym_sizes().vec());
+}
+
+void check_key_bound(const AttentionArguments& in, const char* name, const at::Tensor& bound) {
+  if (bound.defined()) {
+    check_is_like(in.function, name, bound, in.query, at::kLong);
+    check_has_shape(in.function, name, bound, {in.query.sym_size(0)});
+  }
+}
+
+void check_numbers(const AttentionArguments& in) {
+  TORCH_CHECK_VALUE(!in.scale.has_value() || std::isfinite(*in.scale), in.function,
+                    ": scale must be finite, got ", *in.scale);
+  const std::int64_t least = in.prefix_key.defined() && in.prefix_group > 0 ? 0 : 1;
+  if (in.window.has_value()) {
+    TORCH_CHECK_VALUE(in.causal, in.function, ": window must be None unless causal, got ",
+                      *in.window);
+    TORCH_CHECK_VALUE(*in.window >= least, in.function, ": window must be >= ", least, ", got ",
+                      *in.window);
+  }
+}
+
+void check_prefix_is_whole(const AttentionArguments& in) {
+  TORCH_CHECK_VALUE(in.prefix_group >= 0, in.function, ": prefix_group must be >= 0, got ",
+                    in.prefix_group);
+  if (in.prefix_key.defined()) {
+    TORCH_CHECK_VALUE(in.causal, in.function, ": prefix_key must be None unless causal, got ",
+                      in.prefix_key.sym_sizes());
+    TORCH_CHECK_VALUE(in.window.has_value(), in.function,
+                      ": window must be given with prefix_key, got None");
+    TORCH_CHECK_VALUE(in.prefix_value.defined(), in.function,
+                      ": prefix_value must be given with prefix_key, got None");
+    return;
+  }
+  TORCH_CHECK_VALUE(!in.prefix_value.defined(), in.function,
+                    ": prefix_value must be None without prefix_key, got a tensor");
+  TORCH_CHECK_VALUE(!in.prefix_query.defined(), in.function,
+                    ": prefix_query must be None without prefix_key, got a tensor");
+  TORCH_CHECK_VALUE(in.prefix_group == 0, in.function,
+                    ": prefix_group must be 0 without prefix_key, got ", in.prefix_group);
+}
+
+// Rows of the last position see (S - window) / group entries of a core-context prefix.
+void check_prefix_length(const AttentionArguments& in) {
+  const c10::SymInt behind = in.key.sym_size(2) - in.window.value_or(0);
+  if (in.prefix_group > 0 && behind > 0) {
+    const c10::SymInt needed = behind / in.prefix_group;
+    TORCH_CHECK_VALUE(in.prefix_key.sym_size(2) >= needed, in.function,
+                      ": prefix_key must have at least ", needed, " entries, got ",
+                      in.prefix_key.sym_sizes());
+  }
+}
+
+void check_prefix(const AttentionArguments& in) {
+  check_prefix_is_whole(in);
+  if (!in.prefix_key.defined()) {
+    return;
+  }
+  check_is_like(in.function, "prefix_key", in.prefix_key, in.query, in.query.scalar_type());
+  check_is_like(in.function, "prefix_value", in.prefix_value, in.query, in.query.scalar_type());
+  const c10::SymIntArrayRef query = in.query.sym_sizes();
+  const c10::SymInt key_heads = in.key.sym_size(1);
+  const at::Tensor& prefix = in.prefix_key;
+  const bool is_prefix = prefix.dim() == 4 && prefix.sym_size(0) == query[0] &&
+                         (prefix.sym_size(1) == query[1] || prefix.sym_size(1) == key_heads) &&
+                         prefix.sym_size(3) == query[3];
+  TORCH_CHECK_VALUE(is_prefix, in.function, ": prefix_key must be [", query[0], ", P, J, ",
+                    query[3], "] with P = ", query[1], " or ", key_heads, ", got ",
+                    prefix.sym_sizes());
+  check_has_shape(in.function, "prefix_value", in.prefix_value, prefix.sym_sizes().vec());
+  if (in.prefix_query.defined()) {
+    check_is_like(in.function, "prefix_query", in.prefix_query, in.query, in.query.scalar_type());
+    check_has_shape(in.function, "prefix_query", in.prefix_query, query.vec());
+  }
+  check_prefix_length(in);
+}
+
+}  // namespace
+
+at::ScalarType lse_dtype(const at::Tensor& query) {
+  return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+void check_arguments(const AttentionArguments& arguments) {
+  check_query(arguments.function, arguments.query);
+  check_keys(arguments);
+  check_key_bound(arguments, "key_start", arguments.key_start);
+  check_key_bound(arguments, "key_end", arguments.key_end);
+  check_numbers(arguments);
+  check_prefix(arguments);
+}
+
+void check_decode_arguments(const AttentionArguments& arguments) {
+  check_arguments(arguments);
+  TORCH_CHECK_VALUE(arguments.query.sym_size(2) == 1, arguments.function,
+                    ": query must be [B, H, 1, D], got ", arguments.query.sym_sizes());
+}
+
+void check_backward_arguments(const AttentionArguments& arguments,
+                              const AttentionBackwardArguments& backward) {
+  const char* function = arguments.function;
+  const at::Tensor& query = arguments.query;
+  const Shape rows = {query.sym_size(0), query.sym_size(1), query.sym_size(2)};
+  check_is_like(function, "grad_out", backward.grad_out, query, query.scalar_type());
+  check_has_shape(function, "grad_out", backward.grad_out, query.sym_sizes().vec());
+  check_is_like(function, "out", backward.out, query, query.scalar_type());
+  check_has_shape(function, "out", backward.out, query.sym_sizes().vec());
+  check_is_like(function, "lse", backward.lse, query, lse_dtype(query));
+  check_has_shape(function, "lse", backward.lse, rows);
+  if (backward.grad_lse.defined()) {
+    check_is_like(function, "grad_lse", backward.grad_lse, query, lse_dtype(query));
+    check_has_shape(function, "grad_lse", backward.grad_lse, rows);
+  }
+}
+
+}  // namespace paperlab::ops

@@ -1,0 +1,199 @@
+#include "paperlab/ops/attention_cpu.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+#include <string>
+
+#include "kernels/attention/attention.h"
+#include "paperlab/core/error.h"
+#include "paperlab/ops/parallel_bridge.h"
+
+namespace paperlab::ops {
+namespace {
+
+// An element type that the checks let through.
+kernels::DType kernel_dtype(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kDouble:
+      return kernels::DType::kFloat64;
+    case at::kBFloat16:
+      return kernels::DType::kBFloat16;
+    default:
+      return kernels::DType::kFloat32;
+  }
+}
+
+// Kernels read and write rows; only their elements must lie side by side.
+at::Tensor with_contiguous_rows(const at::Tensor& x) {
+  return !x.defined() || x.size(3) <= 1 || x.stride(3) == 1 ? x : x.contiguous();
+}
+
+AttentionArguments readable(AttentionArguments x) {
+  for (at::Tensor* tensor :
+       {&x.query, &x.key, &x.value, &x.prefix_query, &x.prefix_key, &x.prefix_value}) {
+    *tensor = with_contiguous_rows(*tensor);
+  }
+  for (at::Tensor* bound : {&x.key_start, &x.key_end}) {
+    *bound = bound->defined() ? bound->contiguous() : *bound;
+  }
+  return x;
+}
+
+// The view of an absent tensor has no address, so that of an empty one needs some.
+template <class Void>
+kernels::BasicTensorView<Void> view_of(const at::Tensor& x, Void* data) {
+  static std::int64_t nothing = 0;
+  kernels::BasicTensorView<Void> view;
+  if (x.defined()) {
+    view.data = x.numel() == 0 ? &nothing : data;
+    view.dtype = kernel_dtype(x);
+    for (int i = 0; i < 4; ++i) {
+      view.size[i] = x.size(i);
+      view.stride[i] = x.stride(i);
+    }
+  }
+  return view;
+}
+
+kernels::ConstTensorView const_view(const at::Tensor& x) {
+  return view_of<const void>(x, x.defined() ? x.const_data_ptr() : nullptr);
+}
+
+kernels::TensorView mutable_view(const at::Tensor& x) {
+  return view_of<void>(x, x.defined() ? x.mutable_data_ptr() : nullptr);
+}
+
+const std::int64_t* key_bound(const at::Tensor& x) {
+  return x.defined() ? x.const_data_ptr<std::int64_t>() : nullptr;
+}
+
+kernels::KeyRule rule_of(const AttentionArguments& in) {
+  if (!in.causal) {
+    return kernels::KeyRule::full();
+  }
+  if (!in.window.has_value()) {
+    return kernels::KeyRule::dense();
+  }
+  const std::int64_t window = in.window->expect_int();
+  if (!in.prefix_key.defined()) {
+    return kernels::KeyRule::sliding(window);
+  }
+  return in.prefix_group > 0 ? kernels::KeyRule::core_context(in.prefix_group, window)
+                             : kernels::KeyRule::sinks(in.prefix_key.size(2), window);
+}
+
+// Views of `in`, which must be readable and outlive them.
+kernels::AttentionInputs kernel_inputs(const AttentionArguments& in) {
+  const double scale = in.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.query.size(3))));
+  return {const_view(in.query),
+          const_view(in.key),
+          const_view(in.value),
+          const_view(in.prefix_query),
+          const_view(in.prefix_key),
+          const_view(in.prefix_value),
+          key_bound(in.key_start),
+          key_bound(in.key_end),
+          rule_of(in),
+          scale};
+}
+
+// A kernel's message with the operator's name in front, as an error that is a ValueError or
+// TypeError in Python.
+template <class F>
+void with_errors_of(const char* function, F body) {
+  const auto message = [function](const Error& error) {
+    const std::string text = error.what();
+    const std::size_t colon = text.find(": ");
+    return function + (colon == std::string::npos ? ": " + text : text.substr(colon));
+  };
+  try {
+    body();
+  } catch (const DTypeError& error) {
+    TORCH_CHECK_TYPE(false, message(error));
+  } catch (const Error& error) {
+    TORCH_CHECK_VALUE(false, message(error));
+  }
+}
+
+void check_is_on_cpu(const AttentionArguments& in) {
+  TORCH_CHECK_VALUE(in.query.device().is_cpu(), in.function, ": query must be on the CPU, got ",
+                    in.query.device());
+}
+
+// Views of the gradients; those of inputs that are absent are absent.
+kernels::AttentionGradients kernel_gradients(const AttentionArguments& in,
+                                             const AttentionGradients& gradients) {
+  const auto view = [](const at::Tensor& input, const at::Tensor& gradient) {
+    return input.defined() ? mutable_view(gradient) : kernels::TensorView();
+  };
+  return {
+      view(in.query, std::get<0>(gradients)),      view(in.key, std::get<1>(gradients)),
+      view(in.value, std::get<2>(gradients)),      view(in.prefix_query, std::get<3>(gradients)),
+      view(in.prefix_key, std::get<4>(gradients)), view(in.prefix_value, std::get<5>(gradients))};
+}
+
+at::Tensor new_gradient(const at::Tensor& input, const at::Tensor& query) {
+  return input.defined() ? at::empty_symint(input.sym_sizes(), input.options())
+                         : at::empty({0}, query.options());
+}
+
+AttentionResults computed(const AttentionArguments& in) {
+  check_is_on_cpu(in);
+  const AttentionArguments inputs = readable(in);
+  AttentionResults results = new_results(in);
+  const kernels::AttentionOutputs outputs = {mutable_view(std::get<0>(results)),
+                                             std::get<1>(results).mutable_data_ptr()};
+  with_errors_of(in.function,
+                 [&] { kernels::attention(kernel_inputs(inputs), outputs, torch_executor()); });
+  return results;
+}
+
+}  // namespace
+
+AttentionResults new_results(const AttentionArguments& in) {
+  const c10::SymIntArrayRef sizes = in.query.sym_sizes();
+  const at::TensorOptions options = in.query.options();
+  return {at::empty_symint(sizes, options),
+          at::empty_symint(sizes.slice(0, 3), options.dtype(lse_dtype(in.query)))};
+}
+
+AttentionGradients new_gradients(const AttentionArguments& in) {
+  return {new_gradient(in.query, in.query),      new_gradient(in.key, in.query),
+          new_gradient(in.value, in.query),      new_gradient(in.prefix_query, in.query),
+          new_gradient(in.prefix_key, in.query), new_gradient(in.prefix_value, in.query)};
+}
+
+AttentionResults attention_cpu(const AttentionArguments& in) {
+  check_arguments(in);
+  return computed(in);
+}
+
+AttentionResults attention_decode_cpu(const AttentionArguments& in) {
+  check_decode_arguments(in);
+  return computed(in);
+}
+
+AttentionGradients attention_backward_cpu(const AttentionArguments& in,
+                                          const AttentionBackwardArguments& backward) {
+  check_arguments(in);
+  check_backward_arguments(in, backward);
+  check_is_on_cpu(in);
+  const AttentionArguments inputs = readable(in);
+  const at::Tensor grad_out = with_contiguous_rows(backward.grad_out);
+  const at::Tensor out = with_contiguous_rows(backward.out);
+  const at::Tensor lse = backward.lse.contiguous();
+  const at::Tensor grad_lse =
+      backward.grad_lse.defined() ? backward.grad_lse.contiguous() : at::Tensor();
+  AttentionGradients gradients = new_gradients(in);
+  with_errors_of(in.function, [&] {
+    kernels::attention_backward(
+        kernel_inputs(inputs),
+        {const_view(grad_out), grad_lse.defined() ? grad_lse.const_data_ptr() : nullptr,
+         const_view(out), lse.const_data_ptr()},
+        kernel_gradients(in, gradients), torch_executor());
+  });
+  return gradients;
+}
+
+}  // namespace paperlab::ops
