@@ -5,6 +5,7 @@
 // A task owns the keys of its blocks and adds to a copy of dQ of its own. Include only from cpu.cpp
 // or cpu_bfloat16.cpp.
 
+#include "kernels/attention/decode.h"
 #include "kernels/attention/forward.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
@@ -39,7 +40,7 @@ struct BackwardMemory {
   float* grads_by_row;
   float* grads_by_key;  // [words of kTileKeys][kTileRows]
   float* vectors;       // [2 kTileRows]
-  float* panels;        // kBlocksPerPass times three
+  float* panels;        // kBlocksPerPass times three; with float words the third is free
 };
 
 inline std::size_t backward_scratch(std::int64_t head_dim) {
@@ -190,6 +191,27 @@ inline KeyPanels from_key(const KeyPanels& panels, std::int64_t skipped) {
           from_key(panels.key_by_key, skipped / Word::kNumbers)};
 }
 
+// The logits of a single query's heads, summed in the order of decode.h: its log-sum-exp then holds
+// the same rounding errors, which cancel in exp(logit - lse).
+inline void single_query_logits(const AttentionUnit& unit, const KeyBlock& part,
+                                const BackwardMemory& memory) {
+  const std::int64_t width = padded_head_dim(unit.head_dim);
+  const WideRows<float> keys =
+      padded_rows(part.is_prefix ? unit.prefix_key : unit.key, part.begin, part.end, unit.head_dim,
+                  memory.panels + 2 * panel_floats(unit.head_dim));
+  float dots[kFloatLanes];
+  for (std::int64_t r = 0; r < memory.tile.rows.num_rows; ++r) {
+    const float* query = memory.staging[0] + r * width;
+    for (std::int64_t n = 0; n < part.end - part.begin; n += kFloatLanes) {
+      const std::int64_t count = smaller(part.end - part.begin - n, kFloatLanes);
+      decode_dots<1>(query, width, from_key(keys, n), count, unit.scale, dots);
+      for (std::int64_t i = 0; i < count; ++i) {
+        memory.logits[(n + i) * kTileRows + r] = dots[i];
+      }
+    }
+  }
+}
+
 // One key block and one row tile: adds to the sums of the block's keys and to grad_query
 // [padded head_dim][kTileRows]. Panels and sums begin with `part`.
 template <class Word>
@@ -204,6 +226,9 @@ inline void differentiate(const AttentionUnit& unit, const KeyBlock& part, const
   const std::int64_t depth = num_words<Word>(unit.head_dim);
   dot_products<Word>(panels.key.row, panels.key.stride, num_keys, tile.query_t, depth, unit.scale,
                      mask.limits, num_vectors, memory.logits, memory.vectors);
+  if (Word::kNumbers == 1 && unit.num_queries == 1) {
+    single_query_logits(unit, part, memory);
+  }
   dot_products<Word>(panels.value.row, panels.value.stride, num_keys, tile.grad_out_t, depth, 1.0F,
                      mask.limits, num_vectors, memory.grad_logits, memory.vectors);
   weigh<Word>(mask, num_keys, memory);

@@ -15,6 +15,11 @@ struct WideRows {
   std::int64_t stride;
 };
 
+template <class T>
+inline WideRows<T> from_key(const WideRows<T>& rows, std::int64_t skipped) {
+  return {rows.row + skipped * rows.stride, rows.stride};
+}
+
 inline VecF load_wide(const float* p) { return load(p); }
 inline VecF load_wide(const std::uint16_t* p) { return load_bfloat16(p); }
 
@@ -181,8 +186,7 @@ inline void decode_block(const float* query, std::int64_t width, const WideRows<
   float logits[Heads * kTileKeys];
   float keep[Heads];
   for (std::int64_t n = 0; n < num_keys; n += kKeys) {
-    decode_dots<Heads>(query, width, WideRows<T>{key.row + n * key.stride, key.stride},
-                       num_keys - n, factor, logits + n);
+    decode_dots<Heads>(query, width, from_key(key, n), num_keys - n, factor, logits + n);
   }
   const std::int64_t stride = width + 2;
   for (std::int64_t h = 0; h < Heads; ++h) {
