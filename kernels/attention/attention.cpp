@@ -127,7 +127,7 @@ float* lse_of(const AttentionOutputs& out, const Geometry& g, std::int64_t b, st
 
 void forward_tiles(const AttentionInputs& in, const AttentionOutputs& out, const Geometry& g,
                    const Executor& executor) {
-  const AttentionCpu kernel = attention_tasks(in.query.dtype);
+  const AttentionCpu kernel = attention_tasks(in.query);
   const std::int64_t num_units = g.batch * g.rows.num_units;
   const std::int64_t tiles = tiles_per_task(num_units, g.rows.num_tiles);
   const std::int64_t per_unit = ceil_div(g.rows.num_tiles, tiles);
@@ -166,7 +166,7 @@ struct DecodeRuns {
 
 void forward_decode(const AttentionInputs& in, const AttentionOutputs& out, const Geometry& g,
                     const Executor& executor) {
-  const AttentionCpu kernel = attention_tasks(in.query.dtype);
+  const AttentionCpu kernel = attention_tasks(in.query);
   const DecodeRuns runs(g);
   const std::int64_t run_stride = padded_head_dim(g.head_dim) + 2;
   const std::int64_t head_stride = runs.count * run_stride;

@@ -85,7 +85,7 @@ struct Backward {
 
 void compute_delta(Backward& call, const Executor& executor) {
   const Geometry& g = call.g;
-  const AttentionCpu kernel = attention_tasks(call.in.query.dtype);
+  const AttentionCpu kernel = attention_tasks(call.in.query);
   WorkerScratch scratch(static_cast<std::size_t>(2 * padded_head_dim(g.head_dim)), executor);
   parallel_for(executor, g.batch * g.rows.num_units, [&](std::int64_t number, int worker) {
     const std::int64_t b = number / g.rows.num_units;
@@ -126,7 +126,7 @@ struct KeyHead {
 
 void compute_key_gradients(Backward& call, const Executor& executor) {
   const Geometry& g = call.g;
-  const AttentionCpu kernel = attention_tasks(call.in.query.dtype);
+  const AttentionCpu kernel = attention_tasks(call.in.query);
   WorkerScratch scratch(kernel.backward_scratch(g.head_dim), executor);
   const std::int64_t num_key_heads = g.batch * g.num_key_heads;
   std::vector<std::vector<Chunk>> chunks;  // of each batch row
@@ -158,7 +158,7 @@ void compute_key_gradients(Backward& call, const Executor& executor) {
 void reduce_query_gradients(const Backward& call, const float* sums, const TensorView& gradient,
                             const Executor& executor) {
   const Geometry& g = call.g;
-  const AttentionCpu kernel = attention_tasks(call.in.query.dtype);
+  const AttentionCpu kernel = attention_tasks(call.in.query);
   WorkerScratch scratch(static_cast<std::size_t>(2 * padded_head_dim(g.head_dim) * kTileRows),
                         executor);
   parallel_for(executor, g.batch * g.rows.num_units, [&](std::int64_t number, int worker) {

@@ -204,7 +204,7 @@ inline void single_query_logits(const AttentionUnit& unit, const KeyBlock& part,
     const float* query = memory.staging[0] + r * width;
     for (std::int64_t n = 0; n < part.end - part.begin; n += kFloatLanes) {
       const std::int64_t count = smaller(part.end - part.begin - n, kFloatLanes);
-      decode_dots<1>(query, width, from_key(keys, n), count, unit.scale, dots);
+      decode_dots<FloatWord, 1>(query, width, from_key(keys, n), count, unit.scale, dots);
       for (std::int64_t i = 0; i < count; ++i) {
         memory.logits[(n + i) * kTileRows + r] = dots[i];
       }

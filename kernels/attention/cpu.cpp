@@ -16,7 +16,7 @@ AttentionCpu attention_cpu() {
           delta,
           backward<FloatWord>,
           reduce,
-          decode,
+          decode<FloatWord>,
           merge};
 }
 

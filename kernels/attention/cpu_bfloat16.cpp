@@ -14,7 +14,7 @@ AttentionCpu attention_cpu_bfloat16() {
           delta,
           backward<PairWord>,
           reduce,
-          decode,
+          decode<PairWord>,
           merge};
 }
 

@@ -20,8 +20,21 @@ inline WideRows<T> from_key(const WideRows<T>& rows, std::int64_t skipped) {
   return {rows.row + skipped * rows.stride, rows.stride};
 }
 
-inline VecF load_wide(const float* p) { return load(p); }
-inline VecF load_wide(const std::uint16_t* p) { return load_bfloat16(p); }
+// The next vector of words of a row.
+template <class Word>
+inline VecF load_wide(const float* p) {
+  return load(p);
+}
+template <class Word>
+inline VecF load_wide(const std::uint16_t* p) {
+  if constexpr (Word::kNumbers == 1) {
+    return load_bfloat16(p);
+  } else {
+    VecF words;
+    __builtin_memcpy(&words, p, sizeof(words));
+    return words;
+  }
+}
 
 // x with lanes i and i ^ Step exchanged.
 template <int Step>
@@ -68,33 +81,47 @@ inline float fold_lanes(VecF x, F fold) {
   }
 }
 
+// How many elements lie between what is read and what is asked for: rows of 8 KiB, because the work
+// on a key hides the misses of the next ones from the CPU. Addresses past the end are harmless.
+template <class T>
+inline std::int64_t elements_ahead(const WideRows<T>& rows, std::int64_t width) {
+  const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(T));
+  return ceil_div(8192, row_bytes) * rows.stride;
+}
+
 // logits[h][n] = factor * q_h . k_n for Heads heads and the next kFloatLanes / Heads keys; of those
-// beyond num_keys it repeats the last one's.
-template <int Heads, class T>
+// beyond num_keys it repeats the last one's. `query` holds rows of words.
+template <class Word, int Heads, class T>
 inline void decode_dots(const float* query, std::int64_t width, const WideRows<T>& key,
                         std::int64_t num_keys, float factor, float* logits) {
   constexpr std::int64_t kKeys = kFloatLanes / Heads;
+  constexpr std::int64_t kStep = kFloatLanes * Word::kNumbers;
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  const T* rows[kKeys];
+  for (std::int64_t n = 0; n < kKeys; ++n) {
+    rows[n] = key.row + (n < num_keys ? n : num_keys - 1) * key.stride;
+  }
+  // Lines are asked for in the order of their addresses, which is not that of the reads.
+  const T* next = key.row + elements_ahead(key, width);
   VecF terms[kFloatLanes];
 #pragma GCC unroll 16
   for (auto& term : terms) {
     term = zero();
   }
-  const T* rows[kKeys];
-  for (std::int64_t n = 0; n < kKeys; ++n) {
-    rows[n] = key.row + (n < num_keys ? n : num_keys - 1) * key.stride;
-  }
-  for (std::int64_t d = 0; d < width; d += kFloatLanes) {
+  for (std::int64_t d = 0; d < width; d += kStep) {
     VecF q[Heads];
 #pragma GCC unroll 4
     for (std::int64_t h = 0; h < Heads; ++h) {
-      q[h] = load(query + h * width + d);
+      q[h] = load(query + (h * width + d) / Word::kNumbers);
     }
 #pragma GCC unroll 16
     for (std::int64_t n = 0; n < kKeys; ++n) {
-      const VecF k = load_wide(rows[n] + d);
+      const VecF k = load_wide<Word>(rows[n] + d);
+      __builtin_prefetch(next, 0, 3);
+      next += smaller(kStep, kLine);
 #pragma GCC unroll 4
       for (std::int64_t h = 0; h < Heads; ++h) {
-        terms[h * kKeys + n] = fma(q[h], k, terms[h * kKeys + n]);
+        terms[h * kKeys + n] = Word::multiply_add(q[h], k, terms[h * kKeys + n]);
       }
     }
   }
@@ -105,21 +132,14 @@ inline void decode_dots(const float* query, std::int64_t width, const WideRows<T
   }
 }
 
-// Asks for what the next block will read: a key takes too long for the CPU to see the next block's
-// misses in time. Addresses past the end are harmless.
-template <class T>
-inline void prefetch(const T* p) {
-  __builtin_prefetch(p, 0, 3);
-}
-
-// out[h][d] = keep[h] out[h][d] + sum over n of weights[h][n] v_n[d]. Prefetches the next block.
+// out[h][d] = keep[h] out[h][d] + sum over n of weights[h][n] v_n[d].
 template <int Heads, class T>
-inline void decode_sums(const float* weights, const float* keep, const WideRows<T>& key,
-                        const WideRows<T>& value, std::int64_t num_keys, std::int64_t width,
-                        std::int64_t out_stride, float* out) {
-  const std::int64_t lanes = kFloatLanes;
+inline void decode_sums(const float* weights, const float* keep, const WideRows<T>& value,
+                        std::int64_t num_keys, std::int64_t width, std::int64_t out_stride,
+                        float* out) {
+  const std::int64_t ahead = elements_ahead(value, width);
   for (std::int64_t d = 0; d < width; d += kGroupLanes) {
-    const std::int64_t left = (width - d) / lanes;
+    const std::int64_t left = (width - d) / kFloatLanes;
     with_vectors(left < kGroupVectors ? left : kGroupVectors, [&](auto vectors) {
       constexpr std::int64_t kVectors = vectors.kCount;
       Sums<Heads, kVectors> sums{};
@@ -127,10 +147,11 @@ inline void decode_sums(const float* weights, const float* keep, const WideRows<
         VecF v[kVectors];
 #pragma GCC unroll 4
         for (std::int64_t i = 0; i < kVectors; ++i) {
-          const std::int64_t at = d + i * lanes;
-          v[i] = load_wide(value.row + n * value.stride + at);
-          prefetch(value.row + (n + kTileKeys) * value.stride + at);
-          prefetch(key.row + (n + kTileKeys) * key.stride + at);
+          const T* at = value.row + n * value.stride + d + i * kFloatLanes;
+          v[i] = load_wide<FloatWord>(at);
+          for (std::int64_t other = 0; d == 0 && other < width; other += kGroupLanes) {
+            __builtin_prefetch(at + ahead + other, 0, 3);
+          }
         }
 #pragma GCC unroll 4
         for (std::int64_t h = 0; h < Heads; ++h) {
@@ -145,7 +166,7 @@ inline void decode_sums(const float* weights, const float* keep, const WideRows<
       for (std::int64_t h = 0; h < Heads; ++h) {
 #pragma GCC unroll 4
         for (std::int64_t i = 0; i < kVectors; ++i) {
-          float* at = out + h * out_stride + d + i * lanes;
+          float* at = out + h * out_stride + d + i * kFloatLanes;
           store(at, fma(load(at), set1(keep[h]), sums.at[h][i]));
         }
       }
@@ -178,7 +199,7 @@ inline float decode_weights(std::int64_t num_keys, float* logits, float* partial
 }
 
 // One block of at most kTileKeys keys for Heads heads. partial: [Heads][2 + width].
-template <int Heads, class T>
+template <class Word, int Heads, class T>
 inline void decode_block(const float* query, std::int64_t width, const WideRows<T>& key,
                          const WideRows<T>& value, std::int64_t num_keys, float factor,
                          float* partial) {
@@ -186,30 +207,33 @@ inline void decode_block(const float* query, std::int64_t width, const WideRows<
   float logits[Heads * kTileKeys];
   float keep[Heads];
   for (std::int64_t n = 0; n < num_keys; n += kKeys) {
-    decode_dots<Heads>(query, width, from_key(key, n), num_keys - n, factor, logits + n);
+    decode_dots<Word, Heads>(query, width, from_key(key, n), num_keys - n, factor, logits + n);
   }
   const std::int64_t stride = width + 2;
   for (std::int64_t h = 0; h < Heads; ++h) {
     keep[h] = decode_weights(num_keys, logits + h * kTileKeys, partial + h * stride);
   }
-  decode_sums<Heads>(logits, keep, key, value, num_keys, width, stride, partial + 2);
+  decode_sums<Heads>(logits, keep, value, num_keys, width, stride, partial + 2);
 }
 
-template <class T>
+template <class Word, class T>
 inline void decode_heads(const float* query, std::int64_t num_heads, std::int64_t width,
                          const WideRows<T>& key, const WideRows<T>& value, std::int64_t num_keys,
                          float factor, float* partial) {
   std::int64_t h = 0;
   const std::int64_t stride = width + 2;
   for (; h + 4 <= num_heads; h += 4) {
-    decode_block<4>(query + h * width, width, key, value, num_keys, factor, partial + h * stride);
+    decode_block<Word, 4>(query + h * width / Word::kNumbers, width, key, value, num_keys, factor,
+                          partial + h * stride);
   }
   if (h + 2 <= num_heads) {
-    decode_block<2>(query + h * width, width, key, value, num_keys, factor, partial + h * stride);
+    decode_block<Word, 2>(query + h * width / Word::kNumbers, width, key, value, num_keys, factor,
+                          partial + h * stride);
     h += 2;
   }
   if (h < num_heads) {
-    decode_block<1>(query + h * width, width, key, value, num_keys, factor, partial + h * stride);
+    decode_block<Word, 1>(query + h * width / Word::kNumbers, width, key, value, num_keys, factor,
+                          partial + h * stride);
   }
 }
 
@@ -236,41 +260,64 @@ inline WideRows<T> wide_rows(const HeadRows& rows, std::int64_t begin) {
   return {static_cast<const T*>(rows.data) + begin * rows.stride, rows.stride};
 }
 
-inline void decode(const DecodeTask& task, float* memory) {
+// The heads' queries as rows of words; partial results of nothing.
+template <class Word>
+inline void start_decode(const DecodeTask& task, float* query, float* partial) {
+  const AttentionUnit& unit = task.unit;
+  const std::int64_t width = padded_head_dim(unit.head_dim);
+  const UnitRows& from = task.is_prefix ? unit.prefix_query : unit.query;
+  for (std::int64_t h = 0; h < unit.rows.heads_per_unit; ++h) {
+    float row[kMaxHeadDim];
+    load_words<Word>(from.data, from.dtype, h * from.head_stride, unit.head_dim, row);
+    copy_row(row, width / Word::kNumbers, query + h * width / Word::kNumbers);
+    fill(partial + h * (width + 2), width + 2, 0.0F);
+    partial[h * (width + 2)] = kLowest;
+  }
+}
+
+template <class Word>
+inline void decode_words(const DecodeTask& task, float* memory) {
   const AttentionUnit& unit = task.unit;
   const std::int64_t num_heads = unit.rows.heads_per_unit;
   const std::int64_t width = padded_head_dim(unit.head_dim);
-  const float factor = unit.scale;
   Scratch scratch(memory);
   float* query = scratch.take(num_heads * width);
   float* partial = scratch.take(num_heads * (width + 2));
   float* key_memory = scratch.take(kTileKeys * width);
   float* value_memory = scratch.take(kTileKeys * width);
-  const UnitRows& from = task.is_prefix ? unit.prefix_query : unit.query;
-  for (std::int64_t h = 0; h < num_heads; ++h) {
-    load_row(from.data, from.dtype, h * from.head_stride, unit.head_dim, query + h * width);
-    fill(query + h * width + unit.head_dim, width - unit.head_dim, 0.0F);
-    fill(partial + h * (width + 2), width + 2, 0.0F);
-    partial[h * (width + 2)] = kLowest;
-  }
+  start_decode<Word>(task, query, partial);
   const HeadRows& key = task.is_prefix ? unit.prefix_key : unit.key;
   const HeadRows& value = task.is_prefix ? unit.prefix_value : unit.value;
   for (std::int64_t n = task.begin; n < task.end; n += kTileKeys) {
     const std::int64_t end = smaller(n + kTileKeys, task.end);
-    const std::int64_t count = end - n;
-    if (width != unit.head_dim) {
-      decode_heads(query, num_heads, width, padded_rows(key, n, end, unit.head_dim, key_memory),
-                   padded_rows(value, n, end, unit.head_dim, value_memory), count, factor, partial);
-    } else if (key.dtype == DType::kFloat32) {
-      decode_heads(query, num_heads, width, wide_rows<float>(key, n), wide_rows<float>(value, n),
-                   count, factor, partial);
-    } else {
-      decode_heads(query, num_heads, width, wide_rows<std::uint16_t>(key, n),
-                   wide_rows<std::uint16_t>(value, n), count, factor, partial);
+    if constexpr (Word::kNumbers == 1) {
+      if (width != unit.head_dim) {
+        decode_heads<Word>(
+            query, num_heads, width, padded_rows(key, n, end, unit.head_dim, key_memory),
+            padded_rows(value, n, end, unit.head_dim, value_memory), end - n, unit.scale, partial);
+        continue;
+      }
+      if (key.dtype == DType::kFloat32) {
+        decode_heads<Word>(query, num_heads, width, wide_rows<float>(key, n),
+                           wide_rows<float>(value, n), end - n, unit.scale, partial);
+        continue;
+      }
     }
+    decode_heads<Word>(query, num_heads, width, wide_rows<std::uint16_t>(key, n),
+                       wide_rows<std::uint16_t>(value, n), end - n, unit.scale, partial);
   }
   for (std::int64_t h = 0; h < num_heads; ++h) {
     copy_row(partial + h * (width + 2), width + 2, task.partial + h * task.head_stride);
+  }
+}
+
+// With pairs, only rows that are whole vectors of them are read as pairs.
+template <class Word>
+inline void decode(const DecodeTask& task, float* memory) {
+  if (Word::kNumbers == 2 && task.unit.head_dim % (2 * kFloatLanes) != 0) {
+    decode_words<FloatWord>(task, memory);
+  } else {
+    decode_words<Word>(task, memory);
   }
 }
 

@@ -12,9 +12,9 @@
 
 namespace paperlab::kernels {
 
-// The tasks for tensors of `dtype`.
-inline AttentionCpu attention_tasks(DType dtype) {
-  if (dtype == DType::kBFloat16 && cpu_has_bfloat16()) {
+// The tasks for tensors like `query`. Pairs pay from 16 of them a row on.
+inline AttentionCpu attention_tasks(const ConstTensorView& query) {
+  if (query.dtype == DType::kBFloat16 && query.size[3] >= 32 && cpu_has_bfloat16()) {
     return avx512::attention_cpu_bfloat16();
   }
   return select_isa(generic::attention_cpu, avx2::attention_cpu, avx512::attention_cpu)();

@@ -117,10 +117,10 @@ PAPERLAB_HD constexpr std::int64_t chunk_of(std::int64_t before, std::int64_t wo
   return total == 0 ? 0 : smaller((2 * before + work) * num_chunks / (2 * total), num_chunks - 1);
 }
 
-// A single query is split over its keys: runs of kTileKeys blocks of about 64 KiB of float32 keys,
+// A single query is split over its keys: runs of kTileKeys blocks of about 256 KiB of float32 keys,
 // at most 64 of them. The split depends on the stream's length and the head size alone.
 PAPERLAB_HD constexpr std::int64_t decode_run(std::int64_t num_keys, std::int64_t head_dim) {
-  const std::int64_t wanted = larger(ceil_div(16384, head_dim), ceil_div(num_keys, 64));
+  const std::int64_t wanted = larger(ceil_div(65536, head_dim), ceil_div(num_keys, 64));
   return ceil_div(wanted, kTileKeys) * kTileKeys;
 }
 PAPERLAB_HD constexpr std::int64_t num_decode_runs(std::int64_t num_keys, std::int64_t head_dim) {

@@ -62,7 +62,7 @@ inline VecF max(VecF a, VecF b) { return a > b ? a : b; }
 // normal number are 0; NaN stays NaN.
 inline VecF exp(VecF x) {
   const VecF log2e = set1(0x1.715476p0F);
-  const VecF magic = set1(0x1.8p23F);  // the sum's low bits hold the rounded integer
+  const VecF magic = set1(0x1.8p23F + 127.0F);  // the sum's low bits hold n + 127, 2^n's exponent
   const VecF shifted = fma(x, log2e, magic);
   const VecF r = fma(x, log2e, magic - shifted);
   VecF p = set1(1.5353362e-4F);
@@ -72,8 +72,7 @@ inline VecF exp(VecF x) {
   p = fma(p, r, set1(2.4022648e-1F));
   p = fma(p, r, set1(6.9314720e-1F));
   p = fma(p, r, set1(1.0F));
-  const VecU bits = (VecU)p + ((VecU)shifted << 23U);
-  return x < set1(-87.3365F) ? zero() : (VecF)bits;
+  return x < set1(-87.3365F) ? zero() : p * (VecF)((VecU)shifted << 23U);
 }
 
 // Natural logarithm of normal x > 0: exponent and atanh series, error below 2 ulp of max(1,

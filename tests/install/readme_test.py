@@ -49,6 +49,7 @@ def test_python_example(tmp_path: Path) -> None:
     done = run(ROOT / "paperlab", "python", example)
     assert done.returncode == 0, done.stderr
     assert "odd number of b: [1 0]" in done.stdout
+    assert "gradient of q: [1, 8, 100, 64]" in done.stdout
 
 
 def test_cpp_example(tmp_path: Path) -> None:

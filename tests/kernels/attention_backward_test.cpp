@@ -1,12 +1,14 @@
 // All six gradients against the textbook's derivatives: every instruction set, every dtype.
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/attention/attention.h"
 #include "tests/support/attention_exact.h"
+#include "tests/support/isa.h"
 
 namespace paperlab::kernels {
 namespace {
@@ -259,6 +261,34 @@ TEST(AttentionBackwardTest, TensorsWithoutElementsMayHaveNoMemory) {
   attention_backward(inputs, tensors.backward_inputs(), gradients, serial_executor());
   for (const double x : tensors.query_gradient.values()) {
     EXPECT_EQ(x, 0.0);
+  }
+}
+
+// Rows before the first key, as of padding, may hold anything: nothing of theirs reaches the keys.
+TEST(AttentionBackwardTest, RowsWithoutKeysMayHoldNan) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
+    for (const std::int64_t queries : {1, 70}) {
+      const std::int64_t num_without = queries == 1 ? 1 : 66;
+      AttentionTensors tensors({.num_heads = 2,
+                                .num_queries = queries,
+                                .num_keys = queries - num_without,
+                                .dtype = dtype});
+      const ExpectedAttention expected = test::expected_attention(tensors, Direction::kBoth);
+      for (GuardedTensor* tensor : {&tensors.query, &tensors.grad_out, &tensors.grad_lse}) {
+        for (std::int64_t i = 0; i < tensor->num_elements(); ++i) {
+          const auto [b, h, t, d] = tensor->index_of(i);
+          if (t < num_without) {
+            tensor->set(b, h, t, d, std::numeric_limits<double>::quiet_NaN());
+          }
+        }
+      }
+      for (const CpuIsa isa : test::all_isas()) {
+        if (test::is_available(isa)) {
+          const test::ScopedIsa scoped(isa);
+          EXPECT_TRUE(test::is_right(tensors, expected, Direction::kBoth, serial_executor()));
+        }
+      }
+    }
   }
 }
 

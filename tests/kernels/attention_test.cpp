@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -249,6 +250,32 @@ TEST(AttentionTest, AnyAlignmentAndLayoutIsWithinTheBound) {
                                     .ranges = KeyRanges::kLeft,
                                     .layout = layout,
                                     .offset = offset});
+      }
+    }
+  }
+}
+
+// Whatever its payload; a row that sees it has no other answer.
+TEST(AttentionTest, ANanInAKeyReachesTheRowsThatSeeIt) {
+  for (const std::uint64_t bits : {0x7FF8000000000000U, 0xFFFFFFFFFFFFFFFFU}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
+      for (const std::int64_t queries : {1, 70}) {
+        AttentionTensors tensors(
+            {.num_heads = 2, .num_queries = queries, .num_keys = 80, .dtype = dtype});
+        tensors.key.set(0, 0, 41, 3, std::bit_cast<double>(bits));
+        for (const CpuIsa isa : test::all_isas()) {
+          if (!test::is_available(isa)) {
+            continue;
+          }
+          const test::ScopedIsa scoped(isa);
+          tensors.run_forward(serial_executor());
+          for (std::int64_t t = 0; t < queries; ++t) {
+            if (key_position(t, queries, 80) >= 41) {
+              ASSERT_TRUE(std::isnan(tensors.lse.get(0, 1, t, 0))) << literal_of(tensors.of);
+              ASSERT_TRUE(std::isnan(tensors.out.get(0, 1, t, 7))) << literal_of(tensors.of);
+            }
+          }
+        }
       }
     }
   }

@@ -46,7 +46,8 @@ struct Sums {
         rows(like.size(2)),
         width(like.size(3)),
         value(static_cast<std::size_t>(like.num_elements())),
-        norm(value.size()) {}
+        norm(value.size()),
+        of_out(value.size()) {}
 
   std::size_t at(std::int64_t b, std::int64_t h, std::int64_t row) const {
     return static_cast<std::size_t>(((b * heads + h) * rows + row) * width);
@@ -57,6 +58,7 @@ struct Sums {
   std::int64_t width = 0;
   std::vector<Real> value;
   std::vector<Real> norm;
+  std::vector<Real> of_out;  // how far it moves where `out` is rounded
 };
 
 // Rows of one head of a tensor.
@@ -105,13 +107,22 @@ Product<Real> dot(const Real* a, const Real* b, std::size_t count) {
 
 // sums[at + d] += factor x[d], and its absolute value with `norm` for |factor|.
 template <class Formula, class Real>
-void add(Sums<Real>& sums, std::size_t at, Real factor, Real norm, const Real* x) {
+void add(Sums<Real>& sums, std::size_t at, Real factor, Real norm, const Real* x, Real of_out = 0) {
   for (std::size_t d = 0; d < static_cast<std::size_t>(sums.width); ++d) {
     sums.value[at + d] += factor * x[d];
     if constexpr (Formula::kHasNorms) {
       sums.norm[at + d] += norm * std::abs(x[d]);
+      sums.of_out[at + d] += of_out * std::abs(x[d]);
     }
   }
+}
+
+// Half the distance of x to the next larger number of that dtype.
+long double half_ulp(DType dtype, long double x) {
+  const int digits = dtype == DType::kFloat64 ? 53 : dtype == DType::kFloat32 ? 24 : 8;
+  const int least = dtype == DType::kFloat64 ? -1022 : -126;
+  const int exponent = x == 0.0L || !std::isfinite(x) ? least : std::max(least, std::ilogb(x));
+  return std::ldexp(1.0L, exponent - digits);
 }
 
 // All heads of a case, one at a time: columns are prefix entries 0..J-1, then keys 0..S-1.
@@ -245,6 +256,14 @@ class DenseAttention {
     const Real grad_lse =
         in_.grad_lse.is_absent() ? Real{0} : static_cast<Real>(in_.grad_lse.get(b, h, t, 0));
     Product<Real> mean;
+    Real of_out = 0;
+    if (Formula::kHasNorms && in_.of.dtype == DType::kBFloat16) {
+      const std::size_t at = forward[0].at(b, h, t);
+      for (std::size_t d = 0; d < g_.width; ++d) {
+        of_out += std::abs(g_.row(t)[d]) *
+                  static_cast<Real>(half_ulp(DType::kBFloat16, forward[0].value[at + d]));
+      }
+    }
     std::vector<Product<Real>> dp;
     for (std::size_t i = 0; i < columns_.size(); ++i) {
       dp.push_back(dot<Formula>(g_.row(t), v_.row(columns_[i]), g_.width));
@@ -255,23 +274,24 @@ class DenseAttention {
     for (std::size_t i = 0; i < columns_.size(); ++i) {
       const Real ds = Formula::rounded(p_[i] * (dp[i].sum - mean.sum + grad_lse));
       const Real norm = p_[i] * (dp[i].norm + mean.norm + std::abs(grad_lse));
-      add_terms(b, h, t, i, scale_ * ds, std::abs(scale_) * norm);
+      add_terms(b, h, t, i, scale_ * ds, std::abs(scale_) * norm,
+                std::abs(scale_) * p_[i] * of_out);
     }
   }
 
-  void add_terms(std::int64_t b, std::int64_t h, std::int64_t t, std::size_t i, Real ds,
-                 Real norm) {
+  void add_terms(std::int64_t b, std::int64_t h, std::int64_t t, std::size_t i, Real ds, Real norm,
+                 Real of_out) {
     const std::int64_t column = columns_[i];
     if (is_entry(column)) {
       Sums<Real>& query = in_.prefix_query.is_absent() ? query_ : prefix_query_;
       const std::size_t entry = prefix_key_.at(b, prefix_head(h), column);
-      add<Formula>(query, query.at(b, h, t), ds, norm, k_.row(column));
-      add<Formula>(prefix_key_, entry, ds, norm, prefix_q_.row(t));
+      add<Formula>(query, query.at(b, h, t), ds, norm, k_.row(column), of_out);
+      add<Formula>(prefix_key_, entry, ds, norm, prefix_q_.row(t), of_out);
       add<Formula>(prefix_value_, entry, p_[i], p_[i], g_.row(t));
     } else {
       const std::size_t key = key_.at(b, kv_head(h), column - num_entries_);
-      add<Formula>(query_, query_.at(b, h, t), ds, norm, k_.row(column));
-      add<Formula>(key_, key, ds, norm, q_.row(t));
+      add<Formula>(query_, query_.at(b, h, t), ds, norm, k_.row(column), of_out);
+      add<Formula>(key_, key, ds, norm, q_.row(t), of_out);
       add<Formula>(value_, key, p_[i], p_[i], g_.row(t));
     }
   }
@@ -285,14 +305,6 @@ class DenseAttention {
   std::vector<Real> p_;                // of these columns
   Sums<Real> query_, key_, value_, prefix_query_, prefix_key_, prefix_value_;
 };
-
-// Half the distance of x to the next larger number of that dtype.
-long double half_ulp(DType dtype, long double x) {
-  const int digits = dtype == DType::kFloat64 ? 53 : dtype == DType::kFloat32 ? 24 : 8;
-  const int least = dtype == DType::kFloat64 ? -1022 : -126;
-  const int exponent = x == 0.0L || !std::isfinite(x) ? least : std::max(least, std::ilogb(x));
-  return std::ldexp(1.0L, exponent - digits);
-}
 
 struct Slack {
   DType dtype;                // of the tensor
@@ -313,10 +325,10 @@ ExpectedTensor expected_tensor(const char* name, const Sums<Real>& exact,
   }
   for (std::size_t i = 0; i < exact.value.size(); ++i) {
     const auto norm = static_cast<long double>(exact.norm[i]);
-    expected.allowed.push_back(norm == 0.0L
-                                   ? 0.0L
-                                   : 2.0L * of_plain + half_ulp(slack.dtype, expected.exact[i]) +
-                                         slack.of_norm * norm);
+    expected.allowed.push_back(
+        norm == 0.0L ? 0.0L
+                     : 2.0L * of_plain + half_ulp(slack.dtype, expected.exact[i]) +
+                           slack.of_norm * norm + static_cast<long double>(exact.of_out[i]));
   }
   return expected;
 }

@@ -24,7 +24,10 @@ bool sees_entry(const kernels::KeyRule& rule, std::int64_t p, std::int64_t n, st
 // that the element is a sum of (1 for lse), and eps that of float32 (of float64 for float64):
 //   2 max |plain - exact| + ulp(exact) / 2 + eps norm (4 + largest |logit|)
 // where `plain` is the same formula in the working dtype, the maximum is over the tensor and the
-// ulp is that of the tensor's dtype. 0 where norm is 0: nothing may come from nothing.
+// ulp is that of the tensor's dtype. The backward pass is given `out` rounded: a bfloat16 gradient
+// may also be off by what half an ulp of `out` moves it, for the query's
+//   |scale| sum_n p_n |k_n| sum_d |g_d| ulp(o_d) / 2
+// 0 where norm is 0: nothing may come from nothing.
 struct ExpectedTensor {
   std::string name;
   std::vector<long double> exact;
