@@ -132,44 +132,65 @@ inline void decode_dots(const float* query, std::int64_t width, const WideRows<T
   }
 }
 
+// Columns d.. of `Vectors` vectors of: out[h] = keep[h] out[h] + sum over n of weights[h][n] v_n.
+// Asks for `prefetched` columns of the rows ahead.
+template <int Heads, int Vectors, class T>
+inline void decode_columns(const float* weights, const float* keep, const WideRows<T>& value,
+                           std::int64_t num_keys, std::int64_t d, std::int64_t ahead,
+                           std::int64_t prefetched, std::int64_t out_stride, float* out) {
+  Sums<Heads, Vectors> sums{};
+  for (std::int64_t n = 0; n < num_keys; ++n) {
+    VecF v[Vectors];
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < Vectors; ++i) {
+      const T* at = value.row + n * value.stride + d + i * kFloatLanes;
+      v[i] = load_wide<FloatWord>(at);
+      for (std::int64_t other = 0; other < prefetched; other += Vectors * kFloatLanes) {
+        __builtin_prefetch(at + ahead + other, 0, 3);
+      }
+    }
+#pragma GCC unroll 4
+    for (std::int64_t h = 0; h < Heads; ++h) {
+      const VecF weight = set1(weights[h * kTileKeys + n]);
+#pragma GCC unroll 8
+      for (std::int64_t i = 0; i < Vectors; ++i) {
+        sums.at[h][i] = fma(weight, v[i], sums.at[h][i]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (std::int64_t h = 0; h < Heads; ++h) {
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < Vectors; ++i) {
+      float* at = out + h * out_stride + d + i * kFloatLanes;
+      store(at, fma(load(at), set1(keep[h]), sums.at[h][i]));
+    }
+  }
+}
+
 // out[h][d] = keep[h] out[h][d] + sum over n of weights[h][n] v_n[d].
 template <int Heads, class T>
 inline void decode_sums(const float* weights, const float* keep, const WideRows<T>& value,
                         std::int64_t num_keys, std::int64_t width, std::int64_t out_stride,
                         float* out) {
   const std::int64_t ahead = elements_ahead(value, width);
+  if constexpr (Heads == 4) {
+    if (width % (2 * kGroupLanes) == 0) {  // whole rows in order, for half of the heads at a time
+      for (std::int64_t d = 0; d < width; d += 2 * kGroupLanes) {
+        for (std::int64_t h = 0; h < Heads; h += 2) {
+          decode_columns<2, 2 * kGroupVectors>(weights + h * kTileKeys, keep + h, value, num_keys,
+                                               d, ahead, h == 0 ? 2 * kGroupLanes : 0, out_stride,
+                                               out + h * out_stride);
+        }
+      }
+      return;
+    }
+  }
   for (std::int64_t d = 0; d < width; d += kGroupLanes) {
     const std::int64_t left = (width - d) / kFloatLanes;
     with_vectors(left < kGroupVectors ? left : kGroupVectors, [&](auto vectors) {
-      constexpr std::int64_t kVectors = vectors.kCount;
-      Sums<Heads, kVectors> sums{};
-      for (std::int64_t n = 0; n < num_keys; ++n) {
-        VecF v[kVectors];
-#pragma GCC unroll 4
-        for (std::int64_t i = 0; i < kVectors; ++i) {
-          const T* at = value.row + n * value.stride + d + i * kFloatLanes;
-          v[i] = load_wide<FloatWord>(at);
-          for (std::int64_t other = 0; d == 0 && other < width; other += kGroupLanes) {
-            __builtin_prefetch(at + ahead + other, 0, 3);
-          }
-        }
-#pragma GCC unroll 4
-        for (std::int64_t h = 0; h < Heads; ++h) {
-          const VecF weight = set1(weights[h * kTileKeys + n]);
-#pragma GCC unroll 4
-          for (std::int64_t i = 0; i < kVectors; ++i) {
-            sums.at[h][i] = fma(weight, v[i], sums.at[h][i]);
-          }
-        }
-      }
-#pragma GCC unroll 4
-      for (std::int64_t h = 0; h < Heads; ++h) {
-#pragma GCC unroll 4
-        for (std::int64_t i = 0; i < kVectors; ++i) {
-          float* at = out + h * out_stride + d + i * kFloatLanes;
-          store(at, fma(load(at), set1(keep[h]), sums.at[h][i]));
-        }
-      }
+      decode_columns<Heads, vectors.kCount>(weights, keep, value, num_keys, d, ahead,
+                                            d == 0 ? width : 0, out_stride, out);
     });
   }
 }
