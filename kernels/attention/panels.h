@@ -272,11 +272,10 @@ inline BlockMask block_mask(const TileRows& rows, const KeyBlock& part) {
   mask.first_key = static_cast<std::int32_t>(part.begin);
   mask.begin = part.is_prefix ? nullptr : rows.begin;
   mask.end = part.is_prefix ? rows.prefix_end : rows.end;
-  const auto count = static_cast<std::int32_t>(part.end - part.begin);
   for (std::int64_t v = 0; v < kTileVectors; ++v) {
     // Of its rows the last sees furthest.
-    const std::int32_t seen = mask.end[(v + 1) * kFloatLanes - 1] - mask.first_key;
-    mask.limits.of[v] = !mask.is_needed || seen > count ? count : seen < 0 ? 0 : seen;
+    mask.limits.of[v] = mask.is_needed ? seen_keys(mask.end[(v + 1) * kFloatLanes - 1], part)
+                                       : part.end - part.begin;
   }
   return mask;
 }

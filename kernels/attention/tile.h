@@ -95,6 +95,11 @@ PAPERLAB_HD constexpr bool is_seen_by_all(const KeyBlock& block, const TileKeys&
                          : block.begin >= keys.all.begin && block.end <= keys.all.end;
 }
 
+// How many keys of `part`, counted from its first, a row whose stream ends at `row_end` can see.
+PAPERLAB_HD constexpr std::int64_t seen_keys(std::int64_t row_end, const KeyBlock& part) {
+  return smaller(larger(row_end - part.begin, 0), part.end - part.begin);
+}
+
 // Row tiles of one forward task: as many as leave enough tasks for all threads.
 PAPERLAB_HD constexpr std::int64_t tiles_per_task(std::int64_t num_units, std::int64_t num_tiles) {
   std::int64_t tiles = kMaxTilesPerTask;

@@ -102,6 +102,20 @@ TEST(AttentionTileTest, PartsOfBlocksCoverWhatSomeRowSeesAndNoKeyOutOfTheRange) 
   }
 }
 
+TEST(AttentionTileTest, ARowSeesTheKeysOfAPartBelowItsEnd) {
+  for (std::int64_t begin = 0; begin <= 5; ++begin) {
+    for (std::int64_t end = begin; end <= 9; ++end) {
+      for (std::int64_t row_end = 0; row_end <= 12; ++row_end) {
+        std::int64_t count = 0;
+        for (std::int64_t n = begin; n < end; ++n) {
+          count += n < row_end ? 1 : 0;
+        }
+        EXPECT_EQ(seen_keys(row_end, {false, begin, end}), count);
+      }
+    }
+  }
+}
+
 TEST(AttentionTileTest, TasksAreLongOnlyWhereThereAreMany) {
   for (std::int64_t units = 1; units <= 64; ++units) {
     for (std::int64_t tiles = 1; tiles <= 64; ++tiles) {
