@@ -7,32 +7,14 @@
 
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/common/number.h"
 
 namespace paperlab::kernels {
 namespace {
-
-double to_double(BFloat16 x) {
-  const std::uint32_t bits = std::uint32_t{x.bits} << 16U;
-  float value = 0.0F;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// To the nearest, ties to even.
-BFloat16 to_bfloat16(double x) {
-  const auto value = static_cast<float>(x);
-  std::uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if (std::isnan(value)) {
-    return {static_cast<std::uint16_t>((bits >> 16U) | 0x40U)};
-  }
-  return {static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U)};
-}
 
 template <class View>
 std::int64_t offset(const View& view, std::int64_t b, std::int64_t h, std::int64_t t,
@@ -40,42 +22,13 @@ std::int64_t offset(const View& view, std::int64_t b, std::int64_t h, std::int64
   return b * view.stride[0] + h * view.stride[1] + t * view.stride[2] + d * view.stride[3];
 }
 
-double load(const void* data, DType dtype, std::int64_t at) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return static_cast<const float*>(data)[at];
-    case DType::kBFloat16:
-      return to_double(static_cast<const BFloat16*>(data)[at]);
-    case DType::kFloat64:
-      break;
-  }
-  return static_cast<const double*>(data)[at];
-}
-
-void store(void* data, DType dtype, std::int64_t at, double value) {
-  switch (dtype) {
-    case DType::kFloat32:
-      static_cast<float*>(data)[at] = static_cast<float>(value);
-      return;
-    case DType::kBFloat16:
-      static_cast<BFloat16*>(data)[at] = to_bfloat16(value);
-      return;
-    case DType::kFloat64:
-      break;
-  }
-  static_cast<double*>(data)[at] = value;
-}
-
-DType statistics_dtype(DType dtype) {
-  return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-}
-
 using Row = std::vector<double>;
 
 Row load_row(const ConstTensorView& view, std::int64_t b, std::int64_t h, std::int64_t t) {
   Row row(static_cast<std::size_t>(view.size[3]));
   for (std::size_t d = 0; d < row.size(); ++d) {
-    row[d] = load(view.data, view.dtype, offset(view, b, h, t, static_cast<std::int64_t>(d)));
+    row[d] =
+        load_number(view.data, view.dtype, offset(view, b, h, t, static_cast<std::int64_t>(d)));
   }
   return row;
 }
@@ -83,7 +36,7 @@ Row load_row(const ConstTensorView& view, std::int64_t b, std::int64_t h, std::i
 void store_row(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t t,
                const double* row) {
   for (std::int64_t d = 0; d < view.size[3]; ++d) {
-    store(view.data, view.dtype, offset(view, b, h, t, d), row[d]);
+    store_number(view.data, view.dtype, offset(view, b, h, t, d), row[d]);
   }
 }
 
@@ -221,8 +174,9 @@ void add_row(const AttentionInputs& in, const AttentionBackwardInputs& forward, 
              std::int64_t h, std::int64_t t, BatchSums& sums) {
   const DType dtype = statistics_dtype(in.query.dtype);
   const std::int64_t at = (b * in.query.size[1] + h) * in.query.size[2] + t;
-  const double lse = load(forward.lse, dtype, at);
-  const double grad_lse = forward.grad_lse == nullptr ? 0.0 : load(forward.grad_lse, dtype, at);
+  const double lse = load_number(forward.lse, dtype, at);
+  const double grad_lse =
+      forward.grad_lse == nullptr ? 0.0 : load_number(forward.grad_lse, dtype, at);
   const Row grad_out = load_row(forward.grad_out, b, h, t);
   const double delta = dot(grad_out, load_row(forward.out, b, h, t)) - grad_lse;
   const RowQueries queries = load_queries(in, b, h, t);
@@ -260,8 +214,8 @@ void attention_reference(const AttentionInputs& inputs, const AttentionOutputs& 
       for (std::int64_t t = 0; t < num_queries; ++t) {
         const RowResult row = attend(inputs, b, h, t);
         store_row(outputs.out, b, h, t, row.out.data());
-        store(outputs.lse, statistics_dtype(inputs.query.dtype),
-              (b * num_heads + h) * num_queries + t, row.lse);
+        store_number(outputs.lse, statistics_dtype(inputs.query.dtype),
+                     (b * num_heads + h) * num_queries + t, row.lse);
       }
     }
   }

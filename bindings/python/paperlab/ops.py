@@ -6,7 +6,7 @@ import torch
 
 from paperlab import _arguments
 
-__all__ = ["attention", "even_pairs_loss"]
+__all__ = ["attention", "even_pairs_loss", "rms_norm"]
 
 _LARGEST = 2**63 - 1
 
@@ -118,3 +118,46 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
         attention_scale = _arguments.positive("even_pairs_loss", "attention_scale", attention_scale)
     loss: torch.Tensor = torch.ops.paperlab.even_pairs_loss(u, w, attention_scale)
     return loss
+
+
+@overload
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, residual: None = None, eps: float = 1e-6
+) -> torch.Tensor: ...
+
+
+@overload
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, residual: torch.Tensor, eps: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Returns x / sqrt(mean(x^2) + eps) * weight, or with a residual that of the sum, and the sum.
+
+    x: [..., W], W >= 1, float32, float64 or bfloat16, CPU, any strides.
+    weight: [W] in x's dtype.
+    residual: of x's shape and dtype; then the result is (y, x + residual), in one pass.
+    eps: finite, >= 0.
+    Returns new tensors in x's shape and dtype, differentiable once with respect to all tensors.
+
+    Raises ValueError if a shape, device, layout or value is not as above, TypeError for a dtype or
+    type. Accumulates in float32 (float64 for float64). The same bits from run to run and for any
+    number of threads. Source: Zhang, Sennrich, NeurIPS 2019.
+    """
+    for name, value in (("x", x), ("weight", weight)):
+        _check_tensor("rms_norm", name, value)
+    if residual is not None:
+        _check_tensor("rms_norm", "residual", residual)
+    if not torch.compiler.is_compiling():
+        eps = _arguments.real("rms_norm", "eps", eps)
+    y: torch.Tensor
+    total: torch.Tensor
+    y, total, _ = torch.ops.paperlab.rms_norm(x, weight, residual, eps)
+    return y if residual is None else (y, total)
