@@ -200,7 +200,7 @@ TEST_P(RmsNormTest, TheSumIsTheRoundedOne) {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
     Case of(dtype, 5, 19, true);
     rms_norm(of.forward(), serial_executor());
-  for (std::int64_t i = 0; i < of.num_rows * of.width; ++i) {
+    for (std::int64_t i = 0; i < of.num_rows * of.width; ++i) {
       Bytes expected = nans(dtype, 1);
       store_number(expected.data(), dtype, 0,
                    load_number(of.x.data(), dtype, i) + load_number(of.residual.data(), dtype, i));

@@ -6,7 +6,7 @@ import torch
 
 from paperlab import _arguments
 
-__all__ = ["attention", "even_pairs_loss", "rms_norm"]
+__all__ = ["attention", "even_pairs_loss", "rms_norm", "swiglu"]
 
 _LARGEST = 2**63 - 1
 
@@ -161,3 +161,21 @@ def rms_norm(
     total: torch.Tensor
     y, total, _ = torch.ops.paperlab.rms_norm(x, weight, residual, eps)
     return y if residual is None else (y, total)
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Returns silu(gate) * up, silu(x) = x / (1 + exp(-x)), new and contiguous.
+
+    gate: any shape of at least one dimension, float32, float64 or bfloat16, CPU; rows that are
+      apart (halves of one product) are read where they lie.
+    up: of gate's shape and dtype.
+    Differentiable once with respect to both; keeps nothing but its inputs.
+
+    Raises ValueError if a shape, device or layout is not as above, TypeError for a dtype or type.
+    Computes in float32 (float64 for float64). The same bits from run to run and for any number of
+    threads. Source: Shazeer, arXiv:2002.05202.
+    """
+    for name, value in (("gate", gate), ("up", up)):
+        _check_tensor("swiglu", name, value)
+    y: torch.Tensor = torch.ops.paperlab.swiglu(gate, up)
+    return y
