@@ -25,7 +25,11 @@ double RatioRow::share_of_roof() const {
 }
 
 double RatioRow::spread_percent() const {
-  return std::max(ours.spread_percent(), baseline.spread_percent());
+  double spread = 0.0;
+  for (const Timing* timing : {&ours, &baseline, &other, &read_probe}) {
+    spread = timing->median_us > 0.0 ? std::max(spread, timing->spread_percent()) : spread;
+  }
+  return spread;
 }
 
 bool RatioRow::is_noisy() const { return spread_percent() > kNoisyPercent; }

@@ -21,12 +21,13 @@ struct RatioRow {
   double flops = 0.0;
   double fma_roof_gflops = 0.0;
   double bytes = 0.0;
-  double read_roof_gb_s = 0.0;
+  double read_roof_gb_s = 0.0;  // the best rate of the run or of the row's own probe
 
   Timing ours;
   Timing baseline;
   Timing other;            // a second baseline, which must not be faster; not timed: 0 us
   std::string other_name;  // empty: none
+  Timing read_probe;       // of the bytes alone; not timed: 0 us
 
   std::string wrong;  // why nothing was timed; empty: the results were right
 

@@ -29,7 +29,8 @@ struct AttentionInputs {
   double scale = 1.0;  // multiplies the logits
 };
 
-// Every element is written: zeros and -infinity for rows that see no key.
+// Every element is written: zeros and -infinity for rows that see no key, or only keys whose logits
+// overflow to -infinity.
 struct AttentionOutputs {
   TensorView out;       // [B, H, T, D], dtype of query
   void* lse = nullptr;  // [B, H, T] contiguous, natural logarithm; float32 (float64 for float64)

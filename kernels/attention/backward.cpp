@@ -60,7 +60,8 @@ struct Backward {
         forward(forward_pass),
         gradients(results),
         g(inputs),
-        num_chunks(num_key_chunks(g.batch * g.num_key_heads,
+        // The bits of a single query's gradient must not depend on the batch.
+        num_chunks(num_key_chunks(g.num_queries == 1 ? 1 : g.batch * g.num_key_heads,
                                   num_blocks(g.num_prefix) + num_blocks(g.num_keys))),
         unit_floats(g.rows.num_tiles * padded_head_dim(g.head_dim) * kTileRows),
         chunk_floats(g.batch * g.rows.num_units * unit_floats),

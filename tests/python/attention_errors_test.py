@@ -255,6 +255,26 @@ def test_absent_and_nested_tensors_are_refused_by_the_operator():
         )
 
 
+def test_nested_tensors_are_refused_below_autograd_too():
+    nested = torch.nested.nested_tensor([KEY[0]] * 2)
+    lse = torch.zeros(2, 4, 5)
+    with torch.inference_mode():
+        assert_refused(
+            lambda: OPERATORS.attention(nested, KEY, KEY), "attention", "query", "nested"
+        )
+    assert_refused(
+        lambda: OPERATORS.attention_backward(nested, None, QUERY, KEY, KEY, QUERY, lse),
+        "attention_backward",
+        "grad_out",
+        "nested",
+    )
+
+
+def test_a_scale_that_would_lose_its_gradient_is_refused():
+    scale = torch.tensor(0.3, requires_grad=True)
+    assert_refused(lambda: attention(QUERY, KEY, KEY, scale=scale), "attention", "scale", "grad")
+
+
 def test_options_are_keywords():
     with pytest.raises(TypeError, match="positional"):
         attention(QUERY, KEY, KEY, False)

@@ -253,6 +253,18 @@ def test_the_operators_take_the_keywords_of_the_contract():
     assert len(found) == 6 and all(x.shape == (0,) for x in found[3:])
 
 
+@pytest.mark.parametrize("width", [8, 64, 80])
+def test_the_gradients_of_a_single_query_do_not_depend_on_the_batch(width):
+    case = Case(batch=4, heads=8, kv_heads=2, queries=1, keys=500, width=width)
+    tensors = case.tensors()
+    grads = torch.randn(4, 8, 1, width), torch.randn(4, 8, 1)
+    whole = outcome(case, tensors, by_function, grads)
+    for b in range(4):
+        row = {name: x[b : b + 1] for name, x in tensors.items()}
+        alone = outcome(case, row, by_function, tuple(grad[b : b + 1] for grad in grads))
+        assert all(torch.equal(alone[name], whole[name][b : b + 1]) for name in whole)
+
+
 def test_decode_has_gradients_too():
     case = Case(queries=1)
     ones = torch.ones(2, 4, 1, 8), torch.ones(2, 4, 1)

@@ -52,7 +52,9 @@ def integer(function: str, name: str, value: object, low: int, high: int) -> int
 
 
 def real(function: str, name: str, value: object) -> float:
-    """`value` as a finite float."""
+    """`value` as a finite float; a tensor that requires a gradient would lose it and is refused."""
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        raise ValueError(f"{function}: {name} must be a number, got a tensor that requires grad")
     plain = _scalar(value)
     if isinstance(plain, bool) or not isinstance(plain, int | float):
         raise _fail_type(function, name, "a number", value)

@@ -72,7 +72,7 @@ def attention(
     key_start, key_end: int64 [B], 0..S; keys start <= j < end take part, others are never read.
     Returns out [B, H, T, D] in q's dtype and lse [B, H, T], the natural logarithm in float32
     (float64 for float64), both new and differentiable once with respect to q, k and v. Rows
-    without keys: out 0, lse -inf, gradient 0.
+    without keys: out 0, lse -inf, gradient 0. torch.func's transforms are not supported.
 
     Raises ValueError if a shape, device, layout or value is not as above, TypeError for a dtype or
     type. Accumulates in float32 (float64 for float64); memory is linear in T and S. The same bits

@@ -34,6 +34,7 @@ struct AttentionOptions {
   /// g >= 1, core-context: entry n stands for keys n g .. n g + g - 1, and rows that are `window`
   /// keys (>= 0) or more past the last of them see it instead of them; J >= (S - window) / g.
   /// 0, sinks: entry n stands for key n and is seen by rows whose window has left that key behind.
+  /// With key ranges both count from key_start, and entries with a key at or past key_end drop out.
   std::int64_t prefix_group = 0;
 };
 

@@ -26,16 +26,18 @@ def register(name: str = "paperlab") -> None:
     """Lets transformers' models run on `paperlab.ops.attention`: attn_implementation=`name`.
 
     Causal, sliding-window and bidirectional attention, padding on either side, dynamic and static
-    caches, training; results equal those of "sdpa" up to rounding. Under torch.compile a mask
-    breaks the graph, since its values are looked at. Registering a name again changes nothing.
+    caches, training; results equal those of "sdpa" up to rounding. Under torch.compile each layer
+    breaks the graph, since transformers then makes a mask, whose values are looked at: not with
+    fullgraph=True. Registering a name again changes nothing.
 
     A model then raises ValueError for any other mask, for attention dropout in training and for
     what the operator doesn't have, as logit soft-capping, learned sinks and attention weights.
 
     Raises ImportError unless transformers >= 4.57, < 6 is installed, ValueError if `name` is not
-    a printable str.
+    a printable str or is empty.
     """
-    _arguments.text("register", "name", name)
+    if not _arguments.text("register", "name", name):
+        raise ValueError("register: name must not be empty, got ''")
     attention_interface, mask_interface = _interfaces()
     attention_interface.register(name, _attention)
     mask_interface.register(name, _mask)
@@ -139,7 +141,10 @@ def _keys_without_mask(num_queries: int, num_keys: int, causal: bool) -> _Keys:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _keys_of_mask(mask: torch.Tensor, batch: int, num_queries: int, num_keys: int) -> _Keys:
-    """Derives the keys from the mask, once for all layers that get the same tensor."""
+    """Derives the keys from the mask, once for all layers that get the same tensor.
+
+    Its version tells of changes in place, except those through a NumPy view of its memory.
+    """
     if mask.is_inference():  # changes in place go unnoticed
         return _read_mask(mask, batch, num_queries, num_keys)
     state = (mask._version, torch.is_inference_mode_enabled(), batch, num_queries, num_keys)
