@@ -8,19 +8,20 @@
 #:   --all           tests and benchmarks too
 #:   --preset NAME   release (default), dev (debug, bounds checks), asan (address, undefined, leak),
 #:                   tsan (threads), cuda (CUDA required), free (the torch-free part with its
-#:                   tests); asan, tsan and free leave LibTorch out
+#:                   tests), fuzz (libFuzzer's programs; needs clang); asan, tsan, free and fuzz
+#:                   leave LibTorch out
 
 source "$ROOT/scripts/build_tree.sh"
 
 parse_options --all --preset= -- "$@"
 no_arguments
 preset=${OPTION[preset]:-release}
-contains "$preset" release dev asan tsan cuda free ||
-  unknown "paperlab build" "build preset" "$preset" release dev asan tsan cuda free
+contains "$preset" release dev asan tsan cuda free fuzz ||
+  unknown "paperlab build" "build preset" "$preset" release dev asan tsan cuda free fuzz
 
 # The torch-free trees exist for their tests.
 level=run
-[[ ! -v OPTION[all] && $preset != @(asan|tsan|free) ]] || level=develop
+[[ ! -v OPTION[all] && $preset != @(asan|tsan|free|fuzz) ]] || level=develop
 target=paperlab_run
 [[ $level == run ]] || target=all
 ensure_environment "$level"

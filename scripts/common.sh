@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Messages, suggestions and option parsing for every verb; needs bash and coreutils only.
 
-readonly VERBS=(reproduce test setup build bench report doctor gpu-check lint install python help)
+readonly VERBS=(reproduce test setup build bench report doctor gpu-check lint install python data help)
 readonly PRESETS=(smoke small full gpu)
 
 # Set-up and build speak on descriptor 3: stderr, or stdout for reproduce.

@@ -9,6 +9,7 @@
 #:   build       compile the library, the drivers and the Python package
 #:   python      run the checkout's Python with paperlab importable
 #:   bench       measure one benchmark against its baseline
+#:   data        fetch real text by domain, show what is there
 #:   report      rewrite the HTML report, or the tables of the READMEs
 #:   lint        run every check on the sources
 #:

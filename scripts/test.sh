@@ -4,6 +4,7 @@
 #: Sets up, builds everything with tests, and runs them all; both runners print their own summary:
 #:   ctest in build/release     C++ tests: unit, smoke, gpu (skipped with a reason without a GPU)
 #:   ctest in build/asan        the torch-free C++ tests under address, undefined, leak sanitizers
+#:   ctest in build/fuzz        libFuzzer on the file readers for a minute (skipped without clang)
 #:   pytest in tests/           Python package, results, faults, launcher, installation
 #:
 #: Options
@@ -45,6 +46,17 @@ run_sanitizer() {
   run_ctest "$1" "${ctest_choice[@]}"
 }
 
+# clang's package may lack the fuzzer's library; both names of it are in use.
+run_fuzzers() {
+  local folder
+  folder=$(clang++ -print-runtime-dir 2>/dev/null) || folder=''
+  if [[ -z $folder ]] || ! compgen -G "$folder/libclang_rt.fuzzer*.a" >/dev/null; then
+    printf 'skipped: the fuzzers: no clang++ with libFuzzer (apt: clang, libclang-rt-dev)\n'
+    return 0
+  fi
+  run_sanitizer fuzz
+}
+
 run_pytest() {
   local status=0
   printf '== pytest\n'
@@ -72,6 +84,7 @@ run_ctest release "${ctest_choice[@]}"
 run_pytest
 if [[ ! -v OPTION[k] ]]; then
   run_sanitizer asan
+  run_fuzzers
   if [[ -v OPTION[all] ]]; then
     run_sanitizer tsan
     run_sanitizer asan_torch -DPAPERLAB_WITH_TORCH=ON

@@ -10,26 +10,43 @@
 namespace paperlab::bindings {
 namespace {
 
+namespace py = pybind11;
+
+// Messages hold names of files, which need not be UTF-8.
+py::object text(const char* message) {
+  return py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(message));
+}
+
+void set_error(PyObject* type, const char* message) { PyErr_SetObject(type, text(message).ptr()); }
+
+// With an error number Python chooses the subclass: FileNotFoundError, PermissionError, ...
+void set_os_error(const IoError& error) {
+  if (error.code() == 0) {
+    set_error(PyExc_OSError, error.what());
+  } else {
+    PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code(), text(error.what())).ptr());
+  }
+}
+
 // A bad argument is a ValueError or TypeError, a refused file an OSError; CudaError stays what
 // std::runtime_error becomes.
 void translate(std::exception_ptr pointer) {
   try {
     std::rethrow_exception(std::move(pointer));
   } catch (const IoError& error) {
-    PyErr_SetString(PyExc_OSError, error.what());
+    set_os_error(error);
   } catch (const DTypeError& error) {
-    PyErr_SetString(PyExc_TypeError, error.what());
+    set_error(PyExc_TypeError, error.what());
   } catch (const CudaError& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
+    set_error(PyExc_RuntimeError, error.what());
   } catch (const Error& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
+    set_error(PyExc_ValueError, error.what());
   }
 }
 
 }  // namespace
 
-void register_core(pybind11::module_& m) {
-  namespace py = pybind11;
+void register_core(py::module_& m) {
   py::register_local_exception_translator(translate);
 
   py::class_<BuildInfo>(m, "BuildInfo")

@@ -69,6 +69,14 @@ def test_works_from_bash_and_coreutils_alone(bare: Checkout, tmp_path: Path) -> 
         (["bench", "regular-langage"], "did you mean 'regular-language'?"),
         (["doctor", "--jsn"], "did you mean '--json'?"),
         (["gpu-check", "--ot", "x"], "did you mean '--out'?"),
+        (["data"], "needs a command: list, fetch or stats"),
+        (["data", "fecth", "code"], "unknown command 'fecth'; did you mean 'fetch'?"),
+        (["data", "fetch"], "fetch needs the NAME of a recipe; list shows them"),
+        (["data", "list", "code"], "list takes no argument 'code'"),
+        (["data", "stats", "code", "books"], "stats takes no argument 'books'"),
+        (["data", "fetch", "code", "--domain", "c"], "did you mean '--domains'?"),
+        (["data", "stats", "code", "--domains", "c"], "stats takes no --domains"),
+        (["data", "fetch", "code", "--json"], "fetch takes no --json"),
     ],
 )
 def test_error_of_the_command_line(bare: Checkout, arguments: list[str], message: str) -> None:
@@ -114,7 +122,7 @@ def test_python_without_a_build_says_so_and_runs_nothing(checkout: Checkout) -> 
     assert (run.returncode, run.stdout) == (1, "")
 
 
-@pytest.mark.parametrize("preset", ["asan", "tsan", "free"])
+@pytest.mark.parametrize("preset", ["asan", "tsan", "free", "fuzz"])
 def test_torch_free_trees_are_built_with_their_tests(checkout: Checkout, preset: str) -> None:
     run = checkout.run("build", "--preset", preset)
     assert (run.returncode, "-DPAPERLAB_DEVELOPER=ON" in checkout.log) == (0, True)
@@ -142,6 +150,19 @@ def test_test_runs_every_runner_and_fails_if_one_failed(checkout: Checkout) -> N
     assert run.stderr.splitlines()[-1] == "paperlab test: failed: ctest in build/release"
 
 
+def test_fuzzers_run_where_clang_has_the_library(checkout: Checkout, tmp_path: Path) -> None:
+    write_script(checkout.stubs / "ctest", 'echo "ctest $*"\n')
+    (checkout.root / "tests").mkdir()
+    (checkout.root / "tests/sample_test.py").write_text("def test_sample() -> None:\n    pass\n")
+    write_script(checkout.stubs / "clang++", f'echo "{tmp_path}"\n')
+    without = checkout.run("test")
+    assert without.returncode == 0 and "skipped: the fuzzers: no clang++" in without.stdout
+    (tmp_path / "libclang_rt.fuzzer-x86_64.a").touch()
+    run = checkout.run("test")
+    assert run.returncode == 0 and "skipped: the fuzzers" not in run.stdout
+    assert "== ctest in build/fuzz" in run.stdout
+
+
 def test_bench_lists_and_runs(checkout: Checkout) -> None:
     (checkout.root / "bench").mkdir()
     (checkout.root / "bench/two_words_bench.cpp").write_text("")
@@ -149,6 +170,20 @@ def test_bench_lists_and_runs(checkout: Checkout) -> None:
     assert checkout.run("bench").stdout == "two-words\n"
     run = checkout.run("bench", "two-words", "--", "--quick")
     assert run.stdout == "<--out><results/bench/two-words.json><--quick>"
+
+
+def test_data_passes_its_arguments_and_exit_code_on(checkout: Checkout) -> None:
+    package = checkout.root / "build/release/python/paperlab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(1)")
+    checkout.run("build")
+    run = checkout.run("data", "fetch", "manual-pages", "--domains", "en,de")
+    assert (run.returncode, run.stderr) == (1, "")
+    assert run.stdout == "['data', 'fetch', '--domains=en,de', '--', 'manual-pages']\n"
+    assert checkout.run("data", "list").stdout == "['data', 'list']\n"
+    run = checkout.run("data", "stats", "code", "--json")
+    assert run.stdout == "['data', 'stats', '--json', '--', 'code']\n"
 
 
 def test_doctor_json_before_set_up(bare: Checkout) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import paperlab
 import pytest
+from fake_archive import archive  # noqa: F401, a fixture
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -18,7 +18,7 @@ def test_the_version_is_that_of_the_build_files():
 def test_modules_are_attributes_loaded_on_first_use(run_python):
     code = """
 import sys, paperlab
-modules = ("integrations", "ops", "regular_language")
+modules = ("data", "integrations", "io", "ops", "regular_language")
 assert not any(f"paperlab.{name}" in sys.modules for name in modules)
 assert dir(paperlab) == sorted(paperlab.__all__) and set(modules) <= set(paperlab.__all__)
 assert paperlab.regular_language.train(num_steps=0)["step"].tolist() == [0]

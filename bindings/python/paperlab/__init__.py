@@ -1,7 +1,7 @@
 """Model techniques of research papers: exact, fast on CPU and CUDA, reproduced honestly.
 
 Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`,
-`paperlab.integrations`.
+`paperlab.data`, `paperlab.io`, `paperlab.integrations`.
 """
 
 import importlib
@@ -18,12 +18,14 @@ import torch  # noqa: E402
 from paperlab import _arguments, _core  # noqa: E402
 
 if TYPE_CHECKING:
-    from paperlab import integrations, ops, regular_language
+    from paperlab import data, integrations, io, ops, regular_language
 
 __all__ = [
     "__version__",
+    "data",
     "get_num_threads",
     "integrations",
+    "io",
     "ops",
     "regular_language",
     "set_num_threads",
@@ -31,7 +33,7 @@ __all__ = [
 
 __version__: str = _core.build_info().version
 
-_MODULES = ("integrations", "ops", "regular_language")
+_MODULES = ("data", "integrations", "io", "ops", "regular_language")
 
 
 def set_num_threads(n: int) -> None:

@@ -6,7 +6,8 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BuildInfo', 'MaxMargin', 'TrainOptions', 'TrainResult', 'build_info', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'get_num_threads', 'max_margin', 'set_cpu_isa', 'set_num_threads', 'train']
+import typing_extensions
+__all__: list[str] = ['BuildInfo', 'MaxMargin', 'SafetensorsFile', 'SafetensorsWriter', 'TrainOptions', 'TrainResult', 'build_info', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'get_num_threads', 'max_margin', 'set_cpu_isa', 'set_num_threads', 'train']
 class BuildInfo:
     @property
     def commit(self) -> str:
@@ -25,6 +26,29 @@ class BuildInfo:
         ...
     @property
     def version(self) -> str:
+        ...
+class SafetensorsFile:
+    def __init__(self, path: bytes) -> None:
+        ...
+    def read_into(self, targets: collections.abc.Sequence[tuple[str, typing_extensions.Buffer]]) -> None:
+        ...
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        ...
+    @property
+    def tensors(self) -> list[tuple[str, str, list[int]]]:
+        ...
+class SafetensorsWriter:
+    def __init__(self, path: bytes, tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt]]], metadata: collections.abc.Mapping[str, str] | None) -> None:
+        ...
+    def append(self, name: str, data: typing_extensions.Buffer) -> None:
+        ...
+    def discard(self) -> None:
+        ...
+    def finish(self) -> None:
+        ...
+    @property
+    def names(self) -> list[str]:
         ...
 class TrainOptions:
     device: str

@@ -49,7 +49,12 @@ class PAPERLAB_API UnsupportedError : public Error {
 /// The operating system refused a file operation (missing, not writable, disk full).
 class PAPERLAB_API IoError : public Error {
  public:
-  using Error::Error;
+  explicit IoError(const std::string& message, int code = 0) : Error(message), code_(code) {}
+
+  int code() const { return code_; }  ///< errno, or 0 where it is not known
+
+ private:
+  int code_;
 };
 
 /// A CUDA call failed.

@@ -20,7 +20,7 @@ namespace {
 constexpr int kMaxDepth = 64;  // deeper values would need deep recursion to print
 
 [[noreturn]] void throw_io_error(const std::string& path, int error) {
-  throw IoError(path + ": " + std::strerror(error));
+  throw IoError(path + ": " + std::strerror(error), error);
 }
 
 /// A file descriptor that closes itself.

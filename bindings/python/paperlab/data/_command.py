@@ -1,0 +1,137 @@
+"""The command line of `./paperlab data`."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from paperlab.data import _store
+from paperlab.data._fetch import fetch
+from paperlab.data._recipes import RECIPES, SPLITS, Recipe, UnknownNameError, recipe_named
+from paperlab.data._store import Record
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        print(f"paperlab data: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m paperlab data", description="Real text by domain.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands.add_parser("list", help="recipes and their domains, and what is fetched")
+    fetching = commands.add_parser("fetch", help="fetch what is not there yet")
+    fetching.add_argument("name")
+    fetching.add_argument("--domains", help="some domains, separated by commas")
+    stats = commands.add_parser("stats", help="documents, bytes, packages and versions")
+    stats.add_argument("name")
+    stats.add_argument("--json", action="store_true", help="print the manifest")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[Any], int] = {"list": _list, "fetch": _fetch, "stats": _stats}[
+        options.command
+    ]
+    try:
+        return command(options)
+    except UnknownNameError as error:
+        print(f"paperlab {str(error).replace('data.', 'data ', 1)}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"paperlab data {options.command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"'{error.filename}': " if error.filename else ""
+        return f"{place}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def _state(folder: Path, recipe: Recipe, domain: str, records: dict[str, Record]) -> str:
+    record = records.get(domain, {})
+    if "missing" in record:
+        return f"missing: {record['missing']}"
+    if not _store.is_current(folder, recipe, domain, records):
+        return "out of date" if record else "not fetched"
+    documents, size = sum(record["documents"].values()), sum(record["bytes"].values())
+    return f"fetched {documents:9,} documents {_megabytes(size):>10}"
+
+
+def _list(_: argparse.Namespace) -> int:
+    cache = _store.cache_folder()
+    for recipe in RECIPES.values():
+        folder = _store.recipe_folder(cache, recipe)
+        records = _store.read_manifest(folder)
+        print(f"{recipe.name}: {recipe.summary}")
+        for domain in recipe.domains:
+            print(f"  {domain:<8} {_state(folder, recipe, domain, records)}")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    domains = options.domains.split(",") if options.domains is not None else None
+    missing = fetch(options.name, domains, notice=lambda line: print(f"data: {line}", flush=True))
+    folder = _store.recipe_folder(_store.cache_folder(), RECIPES[options.name])
+    if not missing:
+        print(f"data: {options.name} is complete in {folder}")
+        return 0
+    reasons = "; ".join(f"{domain} ({' '.join(why.split())})" for domain, why in missing.items())
+    word = "domain" if len(missing) == 1 else "domains"
+    print(
+        f"paperlab data fetch: {options.name}: missing {word} {reasons}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _stats(options: argparse.Namespace) -> int:
+    recipe = recipe_named("data.stats", options.name)
+    folder = _store.recipe_folder(_store.cache_folder(), recipe)
+    records = _store.read_manifest(folder)
+    if not records:
+        raise ValueError(f"{recipe.name} is not fetched: ./paperlab data fetch {recipe.name}")
+    text = (folder / _store.MANIFEST).read_bytes()
+    if options.json:
+        print(json.dumps(json.loads(text), indent=2))
+        return 0
+    print(f"{recipe.name}: manifest {hashlib.sha256(text).hexdigest()}")
+    print(f"{'domain':<8} {'split':<6} {'documents':>10} {'bytes':>12}")
+    for domain in (name for name in recipe.domains if name in records):
+        _print_domain(domain, records[domain])
+    counts = [sum(record.get("documents", {}).values()) for record in records.values()]
+    sizes = [sum(record.get("bytes", {}).values()) for record in records.values()]
+    print(f"{'all':<15} {sum(counts):>10,} {sum(sizes):>12,}")
+    return 0
+
+
+def _print_domain(domain: str, record: Record) -> None:
+    if "missing" in record:
+        print(f"{domain:<8} missing: {record['missing']}")
+        return
+    for split in (split for split in SPLITS if split in record["documents"]):
+        count = record["documents"][split]
+        print(f"{domain:<8} {split:<6} {count:>10,} {record['bytes'][split]:>12,}")
+    for package in record["packages"]:
+        size = _megabytes(package["bytes"])
+        print(f"{'':<8} {package['name']} {package['version']}, {size}, {package['sha256'][:12]}")
+    dropped = ", ".join(f"{count} {why}" for why, count in record.get("dropped", {}).items())
+    if dropped:
+        print(f"{'':<8} dropped: {dropped}")

@@ -1,0 +1,112 @@
+"""Writes the fuzzer's corpus, small files that are right or wrong in one way: make_corpus.py [DIR].
+
+Needs NumPy. The committed files are what it writes.
+"""
+
+import io
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+
+def safetensors(
+    header: object, data: bytes = b"", pad: int = 0, length: int | None = None
+) -> bytes:
+    """A file with this header: an object, or its text."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    raw = text.encode() + b" " * pad
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def safetensors_files() -> Iterator[tuple[str, bytes]]:
+    two = {"a": entry("F32", [2, 3], 0, 24), "b": entry("BF16", [], 24, 26)}
+    yield "two", safetensors(two, bytes(26))
+    yield "padded", safetensors(two, bytes(26), pad=5)
+    yield (
+        "metadata",
+        safetensors({"__metadata__": {"format": "pt", "k": "\u00e9\n"}, **two}, bytes(26)),
+    )
+    yield "empty", safetensors({})
+    yield "no_elements", safetensors({"a": entry("I64", [0, 4], 0, 0)})
+    names = (
+        "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64".split()
+    )
+    widths = [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 8, 8, 8, 8]
+    types, at = {}, 0
+    for name, width in zip(names, widths, strict=True):
+        types[name.lower()] = entry(name, [2], at, at + 2 * width)
+        at += 2 * width
+    yield "types", safetensors(types, bytes(at))
+    packed = {"x": entry("F4", [2, 8], 0, 8), "y": entry("F6_E2M3", [4], 8, 11)}
+    yield "packed", safetensors(packed, bytes(11))
+    yield "gap", safetensors({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 2, 3)}, bytes(3))
+    yield (
+        "overlap",
+        safetensors({"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 1, 3)}, bytes(3)),
+    )
+    yield "trailing", safetensors(two, bytes(27))
+    yield "truncated", safetensors(two, bytes(25))
+    yield "huge_shape", safetensors({"a": entry("F64", [2**40, 2**40], 0, 8)}, bytes(8))
+    yield "huge_length", safetensors("{}", length=2**63)
+    yield "negative", safetensors({"a": entry("U8", [-1], 0, 1)}, bytes(1))
+    yield "fraction", safetensors('{"a":{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}}', b"x")
+    yield "deep", safetensors('{"a":' + "[" * 500 + "]" * 500 + "}")
+    one = '"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    yield "twice", safetensors("{" + one + "," + one + "}", b"x")
+    yield (
+        "index",
+        json.dumps(
+            {"metadata": {"total_size": 26}, "weight_map": {"a": "x-1.safetensors", "b": "y"}}
+        ).encode(),
+    )
+    yield "index_escape", b'{"weight_map": {"a": "../secret"}}'
+
+
+def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version=version)
+    return file.getvalue()
+
+
+def npz(write: object = np.savez, **arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    write(file, **arrays)
+    return file.getvalue()
+
+
+def npy_files() -> Iterator[tuple[str, bytes]]:
+    grid = np.arange(6, dtype=np.float32).reshape(2, 3)
+    yield "c", npy(grid)
+    yield "fortran", npy(np.asfortranarray(grid))
+    for version in ((1, 0), (2, 0), (3, 0)):
+        yield f"version_{version[0]}", npy(grid, version)
+    yield "scalar", npy(np.array(3, np.int64))
+    yield "bool", npy(np.array([True, False]))
+    yield "complex", npy(np.array([1 + 2j], np.complex64))
+    yield "no_elements", npy(np.zeros((0, 3), np.uint16))
+    yield "big_endian", npy(grid.astype(">f4"))
+    yield "truncated", npy(grid)[:-1]
+    yield "fields", npy(np.zeros(1, [("x", "<f4")]))
+    yield "npz", npz(a=grid, b=np.arange(3))
+    yield "npz_compressed", npz(np.savez_compressed, a=grid)
+    yield "npz_empty", b"PK\5\6" + bytes(18)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "corpus"
+    for kind, files in (("safetensors", safetensors_files()), ("npy", npy_files())):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for name, content in files:
+            (folder / kind / f"{name}.bin").write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
