@@ -1,10 +1,10 @@
-// Compiled once for each instruction set; forward.h, backward.h and decode.h hold the tasks.
-// bfloat16 is converted to float32 as it is read.
+// Compiled once for each instruction set; cpu_forward.h, cpu_backward.h and cpu_decode.h hold the
+// tasks. bfloat16 is converted to float32 as it is read.
 #include "kernels/attention/cpu.h"
 
-#include "kernels/attention/backward.h"
-#include "kernels/attention/decode.h"
-#include "kernels/attention/forward.h"
+#include "kernels/attention/cpu_backward.h"
+#include "kernels/attention/cpu_decode.h"
+#include "kernels/attention/cpu_forward.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 

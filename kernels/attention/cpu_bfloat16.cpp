@@ -1,8 +1,8 @@
 // The tasks of bfloat16 where the CPU multiplies pairs of them (AVX-512 BF16).
-#include "kernels/attention/backward.h"
 #include "kernels/attention/cpu.h"
-#include "kernels/attention/decode.h"
-#include "kernels/attention/forward.h"
+#include "kernels/attention/cpu_backward.h"
+#include "kernels/attention/cpu_decode.h"
+#include "kernels/attention/cpu_forward.h"
 
 namespace paperlab::kernels::avx512 {
 

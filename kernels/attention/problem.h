@@ -1,5 +1,5 @@
 #pragma once
-// From a problem's tensors to units and tasks, for attention.cpp and backward.cpp.
+// From a problem's tensors to units and tasks, for attention.cpp and schedule_backward.cpp.
 
 #include <cstddef>
 #include <cstdint>
@@ -124,7 +124,7 @@ class WorkerScratch {
   Floats memory_;
 };
 
-// The backward pass in float32 and bfloat16 (backward.cpp); the inputs are checked.
+// The backward pass in float32 and bfloat16 (schedule_backward.cpp); the inputs are checked.
 void backward_tasks(const AttentionInputs& in, const AttentionBackwardInputs& forward,
                     const AttentionGradients& gradients, const Executor& executor);
 

@@ -5,8 +5,8 @@
 // A task owns the keys of its blocks and adds to a copy of dQ of its own. Include only from cpu.cpp
 // or cpu_bfloat16.cpp.
 
-#include "kernels/attention/decode.h"
-#include "kernels/attention/forward.h"
+#include "kernels/attention/cpu_decode.h"
+#include "kernels/attention/cpu_forward.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
@@ -191,8 +191,8 @@ inline KeyPanels from_key(const KeyPanels& panels, std::int64_t skipped) {
           from_key(panels.key_by_key, skipped / Word::kNumbers)};
 }
 
-// The logits of a single query's heads, summed in the order of decode.h: its log-sum-exp then holds
-// the same rounding errors, which cancel in exp(logit - lse).
+// The logits of a single query's heads, summed in the order of cpu_decode.h: its log-sum-exp then
+// holds the same rounding errors, which cancel in exp(logit - lse).
 inline void single_query_logits(const AttentionUnit& unit, const KeyBlock& part,
                                 const BackwardMemory& memory) {
   const std::int64_t width = padded_head_dim(unit.head_dim);

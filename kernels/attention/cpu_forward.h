@@ -2,7 +2,7 @@
 // The forward pass of some row tiles of a unit: one online softmax over both key streams.
 // Include only from cpu.cpp or cpu_bfloat16.cpp.
 
-#include "kernels/attention/panels.h"
+#include "kernels/attention/cpu_panels.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {

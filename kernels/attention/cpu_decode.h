@@ -3,7 +3,7 @@
 // value is read once for all heads. Here the head dimension lies in the lanes. Include only from
 // cpu.cpp.
 
-#include "kernels/attention/forward.h"
+#include "kernels/attention/cpu_forward.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {

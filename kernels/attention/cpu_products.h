@@ -2,10 +2,10 @@
 // The register-tiled products of a tile. The rows of the query side lie in the lanes, so that every
 // product is (numbers that are broadcast) x (vectors): nothing is transposed for a key block,
 // nothing is summed across lanes, and a lane's sum does not depend on the vector's width. The index
-// that is summed over counts words (words.h). Include only from cpu.cpp.
+// that is summed over counts words (cpu_words.h). Include only from cpu.cpp.
 
+#include "kernels/attention/cpu_words.h"
 #include "kernels/attention/tile.h"
-#include "kernels/attention/words.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {

@@ -3,7 +3,7 @@
 // the lanes. Include only from cpu.cpp or cpu_bfloat16.cpp.
 
 #include "kernels/attention/cpu.h"
-#include "kernels/attention/products.h"
+#include "kernels/attention/cpu_products.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
