@@ -99,6 +99,8 @@ no_arguments
 [[ ! -v OPTION[all] || ! -v OPTION[staged] ]] || fail 2 "--all and --staged exclude each other"
 ensure_environment develop
 ensure_configured release develop
+# The compile commands may be older than a CMakeLists.txt that renamed a source.
+output=$(ninja -C "$ROOT/build/release" build.ninja 2>&1) || fail 1 "CMake could not configure: $output"
 unlock_tree
 cd "$ROOT" || exit
 choose_files
