@@ -16,7 +16,6 @@ namespace paperlab::kernels {
 namespace {
 
 using test::AttentionCase;
-using test::AttentionLayout;
 using test::AttentionTensors;
 using test::Direction;
 using test::KeyRanges;
@@ -124,94 +123,8 @@ TEST(AttentionTest, WindowsAreWithinTheBound) {
   }
 }
 
-TEST(AttentionTest, CoreContextIsWithinTheBound) {
-  for (const std::int64_t group : {1, 2, 3, 7, 16}) {
-    for (const std::int64_t window : {0, 5, 32}) {
-      for (const std::int64_t prefix_heads : {2, 4}) {
-        expect_right({.num_heads = 4,
-                      .num_kv_heads = 2,
-                      .num_queries = 131,
-                      .num_keys = 140,
-                      .rule = KeyRule::core_context(group, window),
-                      .num_prefix_heads = prefix_heads,
-                      .has_prefix_query = window == 5});
-      }
-    }
-  }
-  for (const std::int64_t queries : {17, 150}) {
-    expect_right_in_each_dtype({.batch = 2,
-                                .num_heads = 6,
-                                .num_kv_heads = 2,
-                                .num_queries = queries,
-                                .num_keys = 99,
-                                .head_dim = 40,
-                                .rule = KeyRule::core_context(4, 10),
-                                .num_prefix_heads = 2,
-                                .num_extra_entries = 2});
-  }
-}
-
-TEST(AttentionTest, LongCoreContextIsWithinTheBound) {
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    expect_right({.num_heads = 2,
-                  .num_queries = 300,
-                  .num_keys = 500,
-                  .head_dim = 32,
-                  .dtype = dtype,
-                  .rule = KeyRule::core_context(2, 70),
-                  .num_prefix_heads = 1});
-  }
-}
-
-TEST(AttentionTest, SinksAreWithinTheBound) {
-  for (const std::int64_t num_sinks : {0, 1, 4, 70}) {
-    for (const std::int64_t window : {1, 5, 64}) {
-      for (const std::int64_t prefix_heads : {2, 4}) {
-        expect_right({.num_heads = 4,
-                      .num_kv_heads = 2,
-                      .num_queries = 131,
-                      .num_keys = 140,
-                      .rule = KeyRule::sinks(num_sinks, window),
-                      .num_prefix_heads = prefix_heads,
-                      .has_prefix_query = true});
-      }
-    }
-  }
-  expect_right_in_each_dtype({.num_queries = 66,
-                              .num_keys = 30,
-                              .rule = KeyRule::sinks(3, 4),
-                              .num_prefix_heads = 1,
-                              .num_extra_entries = 1});
-}
-
-TEST(AttentionTest, APrefixThatTheRuleHasNotIsLeftAlone) {
-  for (const KeyRule rule : {KeyRule::full(), KeyRule::dense(), KeyRule::sliding(3)}) {
-    expect_right_in_each_dtype({.num_queries = 10,
-                                .num_keys = 10,
-                                .rule = rule,
-                                .num_prefix_heads = 1,
-                                .num_extra_entries = 3,
-                                .has_prefix_query = true});
-  }
-}
-
-TEST(AttentionTest, KeyRangesAreWithinTheBound) {
-  const std::vector<KeyRule> rules = {KeyRule::full(), KeyRule::dense(), KeyRule::sliding(9),
-                                      KeyRule::core_context(3, 8), KeyRule::sinks(4, 9)};
-  for (const KeyRanges ranges : {KeyRanges::kLeft, KeyRanges::kRight, KeyRanges::kBoth}) {
-    for (const KeyRule& rule : rules) {
-      for (const std::int64_t queries : {1, 66, 100}) {
-        expect_right_in_each_dtype({.batch = 4,
-                                    .num_heads = 2,
-                                    .num_queries = queries,
-                                    .num_keys = 90,
-                                    .rule = rule,
-                                    .num_prefix_heads = test::needs_prefix(rule) ? 1 : 0,
-                                    .ranges = ranges});
-      }
-    }
-  }
-}
+// The prefix stream, key ranges and layouts: attention_backward_test.cpp, whose cases check the
+// results of the forward pass too.
 
 TEST(AttentionTest, LogitsOfTenThousandAreWithinTheBound) {
   for (const KeyRule rule : {KeyRule::full(), KeyRule::dense(), KeyRule::core_context(4, 20)}) {
@@ -230,28 +143,6 @@ TEST(AttentionTest, AnyScaleIsWithinTheBound) {
   for (const double scale : {0.0, 1e-30, -1.0, 3.0, 100.0, -100.0}) {
     expect_right_in_each_dtype({.num_queries = 70, .num_keys = 70, .head_dim = 24, .scale = scale});
     expect_right_in_each_dtype({.num_keys = 70, .head_dim = 24, .scale = scale});
-  }
-}
-
-TEST(AttentionTest, AnyAlignmentAndLayoutIsWithinTheBound) {
-  for (const AttentionLayout layout :
-       {AttentionLayout::kBHTD, AttentionLayout::kBTHD, AttentionLayout::kPadded}) {
-    for (const std::int64_t offset : {0, 1, 3, 5}) {
-      for (const std::int64_t queries : {1, 70}) {
-        expect_right_in_each_dtype({.batch = 2,
-                                    .num_heads = 4,
-                                    .num_kv_heads = 2,
-                                    .num_queries = queries,
-                                    .num_keys = 75,
-                                    .head_dim = 24,
-                                    .rule = KeyRule::core_context(2, 9),
-                                    .num_prefix_heads = 2,
-                                    .has_prefix_query = true,
-                                    .ranges = KeyRanges::kLeft,
-                                    .layout = layout,
-                                    .offset = offset});
-      }
-    }
   }
 }
 
