@@ -12,8 +12,8 @@
 #include <tuple>
 #include <utility>
 
-#include "paperlab/ops/attention_arguments.h"
-#include "paperlab/ops/attention_cpu.h"
+#include "paperlab/ops/attention_arguments_internal.h"
+#include "paperlab/ops/attention_cpu_internal.h"
 
 namespace paperlab::ops {
 namespace {

@@ -1,4 +1,4 @@
-#include "paperlab/ops/attention_arguments.h"
+#include "paperlab/ops/attention_arguments_internal.h"
 
 #include <c10/util/Exception.h>
 

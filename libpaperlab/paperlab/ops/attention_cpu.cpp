@@ -1,4 +1,4 @@
-#include "paperlab/ops/attention_cpu.h"
+#include "paperlab/ops/attention_cpu_internal.h"
 
 #include <ATen/ops/empty.h>
 
@@ -7,22 +7,11 @@
 
 #include "kernels/attention/attention.h"
 #include "paperlab/core/error.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
 namespace paperlab::ops {
 namespace {
-
-// An element type that the checks let through.
-kernels::DType kernel_dtype(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kDouble:
-      return kernels::DType::kFloat64;
-    case at::kBFloat16:
-      return kernels::DType::kBFloat16;
-    default:
-      return kernels::DType::kFloat32;
-  }
-}
 
 // Kernels read and write rows; only their elements must lie side by side.
 at::Tensor with_contiguous_rows(const at::Tensor& x) {

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "kernels/rms_norm/rms_norm.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
 namespace paperlab::ops {
@@ -76,12 +77,6 @@ Results new_results(const at::Tensor& x, bool has_residual) {
   const auto statistics = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   return {new_like(x), has_residual ? new_like(x) : at::empty({0}, x.options()),
           at::empty_symint(x.sym_sizes().slice(0, x.dim() - 1), x.options().dtype(statistics))};
-}
-
-kernels::DType kernel_dtype(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble     ? kernels::DType::kFloat64
-         : x.scalar_type() == at::kBFloat16 ? kernels::DType::kBFloat16
-                                            : kernels::DType::kFloat32;
 }
 
 const void* data_of(const std::optional<at::Tensor>& x) {

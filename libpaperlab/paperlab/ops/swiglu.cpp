@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "kernels/swiglu/swiglu.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
 namespace paperlab::ops {
@@ -57,10 +58,7 @@ kernels::MutableRows mutable_rows_of(const at::Tensor& x) {
 }
 
 kernels::Swiglu problem_of(const at::Tensor& gate, const at::Tensor& up) {
-  const auto dtype = gate.scalar_type() == at::kDouble     ? kernels::DType::kFloat64
-                     : gate.scalar_type() == at::kBFloat16 ? kernels::DType::kBFloat16
-                                                           : kernels::DType::kFloat32;
-  return {dtype, gate.size(0), gate.size(1), rows_of(gate), rows_of(up)};
+  return {kernel_dtype(gate), gate.size(0), gate.size(1), rows_of(gate), rows_of(up)};
 }
 
 at::Tensor forward_cpu(const at::Tensor& gate, const at::Tensor& up) {

@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "paperlab/ops/attention_arguments.h"
+#include "paperlab/ops/attention_arguments_internal.h"
 
 namespace paperlab::ops {
 
