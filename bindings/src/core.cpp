@@ -1,3 +1,5 @@
+#include <c10/util/Exception.h>
+
 #include <exception>
 #include <utility>
 
@@ -41,6 +43,10 @@ void translate(std::exception_ptr pointer) {
     set_error(PyExc_RuntimeError, error.what());
   } catch (const Error& error) {
     set_error(PyExc_ValueError, error.what());
+  } catch (const c10::TypeError& error) {
+    set_error(PyExc_TypeError, error.what_without_backtrace());
+  } catch (const c10::ValueError& error) {
+    set_error(PyExc_ValueError, error.what_without_backtrace());
   }
 }
 

@@ -13,6 +13,7 @@
 #include "bindings/src/registrars.h"
 #include "paperlab/core/error.h"
 #include "paperlab/core/parallel.h"
+#include "paperlab/io/checkpoint.h"
 #include "paperlab/io/safetensors.h"
 
 namespace paperlab::bindings {
@@ -60,9 +61,7 @@ void read_into(const io::SafetensorsFile& file,
   file.file().read(ranges, *default_executor());
 }
 
-std::unique_ptr<io::SafetensorsWriter> new_writer(const py::bytes& path,
-                                                  const std::vector<Spec>& specs,
-                                                  const std::optional<io::Metadata>& metadata) {
+std::vector<io::TensorSpec> to_specs(const std::vector<Spec>& specs) {
   std::vector<io::TensorSpec> tensors;
   for (const auto& [name, type, shape] : specs) {
     const std::optional<io::ElementType> element = io::find_element_type(type);
@@ -71,18 +70,38 @@ std::unique_ptr<io::SafetensorsWriter> new_writer(const py::bytes& path,
     }
     tensors.push_back({name, *element, shape});
   }
+  return tensors;
+}
+
+std::unique_ptr<io::SafetensorsWriter> new_writer(const py::bytes& path,
+                                                  const std::vector<Spec>& specs,
+                                                  const std::optional<io::Metadata>& metadata) {
+  std::vector<io::TensorSpec> tensors = to_specs(specs);
   const std::string file = path;
   const py::gil_scoped_release without_gil;
   return std::make_unique<io::SafetensorsWriter>(file, std::move(tensors), metadata);
 }
 
-void append(io::SafetensorsWriter& writer, const std::string& name, const py::buffer& data) {
+std::unique_ptr<io::CheckpointWriter> new_checkpoint(const py::bytes& directory,
+                                                     const std::vector<Spec>& specs,
+                                                     const std::optional<io::Metadata>& metadata,
+                                                     std::uint64_t max_shard_bytes) {
+  std::vector<io::TensorSpec> tensors = to_specs(specs);
+  const std::string folder = directory;
+  const py::gil_scoped_release without_gil;
+  return std::make_unique<io::CheckpointWriter>(folder, std::move(tensors), metadata,
+                                                max_shard_bytes);
+}
+
+template <class Writer>
+void append(Writer& writer, const std::string& name, const py::buffer& data) {
   const std::span<std::byte> bytes = bytes_of(data, /*is_writable=*/false);
   const py::gil_scoped_release without_gil;
   writer.append(name, bytes.data(), bytes.size());
 }
 
-std::vector<std::string> names_of(const io::SafetensorsWriter& writer) {
+template <class Writer>
+std::vector<std::string> names_of(const Writer& writer) {
   std::vector<std::string> names;
   for (const io::TensorEntry& tensor : writer.tensors()) {
     names.push_back(tensor.name);
@@ -101,10 +120,17 @@ void register_io(py::module_& m) {
 
   py::class_<io::SafetensorsWriter>(m, "SafetensorsWriter")
       .def(py::init(&new_writer), py::arg("path"), py::arg("tensors"), py::arg("metadata"))
-      .def_property_readonly("names", &names_of)
-      .def("append", &append, py::arg("name"), py::arg("data"))
+      .def_property_readonly("names", &names_of<io::SafetensorsWriter>)
+      .def("append", &append<io::SafetensorsWriter>, py::arg("name"), py::arg("data"))
       .def("discard", &io::SafetensorsWriter::discard)
       .def("finish", &io::SafetensorsWriter::finish, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<io::CheckpointWriter>(m, "CheckpointWriter")
+      .def(py::init(&new_checkpoint), py::arg("directory"), py::arg("tensors"), py::arg("metadata"),
+           py::arg("max_shard_bytes") = io::kMaxShardBytes)
+      .def_property_readonly("names", &names_of<io::CheckpointWriter>)
+      .def("append", &append<io::CheckpointWriter>, py::arg("name"), py::arg("data"))
+      .def("finish", &io::CheckpointWriter::finish, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace paperlab::bindings

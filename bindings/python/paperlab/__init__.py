@@ -1,7 +1,8 @@
 """Model techniques of research papers: exact, fast on CPU and CUDA, reproduced honestly.
 
 Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`,
-`paperlab.data`, `paperlab.io`, `paperlab.integrations`.
+`paperlab.nn`, `paperlab.eval`, `paperlab.data`, `paperlab.io`, `paperlab.models`,
+`paperlab.convert`, `paperlab.integrations`.
 """
 
 import importlib
@@ -18,14 +19,18 @@ import torch  # noqa: E402
 from paperlab import _arguments, _core  # noqa: E402
 
 if TYPE_CHECKING:
-    from paperlab import data, integrations, io, ops, regular_language
+    from paperlab import convert, data, eval, integrations, io, models, nn, ops, regular_language
 
 __all__ = [
     "__version__",
+    "convert",
     "data",
+    "eval",
     "get_num_threads",
     "integrations",
     "io",
+    "models",
+    "nn",
     "ops",
     "regular_language",
     "set_num_threads",
@@ -33,7 +38,17 @@ __all__ = [
 
 __version__: str = _core.build_info().version
 
-_MODULES = ("data", "integrations", "io", "ops", "regular_language")
+_MODULES = (
+    "convert",
+    "data",
+    "eval",
+    "integrations",
+    "io",
+    "models",
+    "nn",
+    "ops",
+    "regular_language",
+)
 
 
 def set_num_threads(n: int) -> None:

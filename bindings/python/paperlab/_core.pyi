@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BuildInfo', 'MaxMargin', 'SafetensorsFile', 'SafetensorsWriter', 'TrainOptions', 'TrainResult', 'build_info', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'get_num_threads', 'max_margin', 'set_cpu_isa', 'set_num_threads', 'train']
+__all__: list[str] = ['BuildInfo', 'CheckpointWriter', 'MaxMargin', 'SafetensorsFile', 'SafetensorsWriter', 'TrainOptions', 'TrainResult', 'build_info', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'get_num_threads', 'max_margin', 'set_cpu_isa', 'set_num_threads', 'train']
 class BuildInfo:
     @property
     def commit(self) -> str:
@@ -44,6 +44,16 @@ class SafetensorsWriter:
     def append(self, name: str, data: typing_extensions.Buffer) -> None:
         ...
     def discard(self) -> None:
+        ...
+    def finish(self) -> None:
+        ...
+    @property
+    def names(self) -> list[str]:
+        ...
+class CheckpointWriter:
+    def __init__(self, directory: bytes, tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt]]], metadata: collections.abc.Mapping[str, str] | None, max_shard_bytes: typing.SupportsInt = 5000000000) -> None:
+        ...
+    def append(self, name: str, data: typing_extensions.Buffer) -> None:
         ...
     def finish(self) -> None:
         ...

@@ -6,7 +6,7 @@ import torch
 
 from paperlab import _arguments
 
-__all__ = ["attention", "even_pairs_loss", "rms_norm", "swiglu"]
+__all__ = ["attention", "even_pairs_loss", "linear", "rms_norm", "rope", "swiglu"]
 
 _LARGEST = 2**63 - 1
 
@@ -120,6 +120,28 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
     return loss
 
 
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Returns x weight^T + bias, [..., N], new and contiguous.
+
+    x: [..., K], at least one dimension, float32, float64 or bfloat16, any strides.
+    weight: [N, K], of x's dtype and device, any strides; a transposed view costs no copy.
+    bias: [N], likewise. None: nothing is added.
+    Differentiable as often as wanted with respect to all tensors.
+
+    Raises ValueError if a shape, device or layout is not as above, TypeError for a dtype or type.
+    On the CPU float32 and bfloat16 accumulate in float32, and float32 and float64 have the same
+    bits from run to run and for any number of threads.
+    """
+    for name, value in (("x", x), ("weight", weight)):
+        _check_tensor("linear", name, value)
+    if bias is not None:
+        _check_tensor("linear", "bias", bias)
+    y: torch.Tensor = torch.ops.paperlab.linear(x, weight, bias)
+    return y
+
+
 @overload
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, *, residual: None = None, eps: float = 1e-6
@@ -161,6 +183,30 @@ def rms_norm(
     total: torch.Tensor
     y, total, _ = torch.ops.paperlab.rms_norm(x, weight, residual, eps)
     return y if residual is None else (y, total)
+
+
+def rope(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bool = False
+) -> torch.Tensor:
+    """Returns x with the first R <= D lanes of its heads rotated, new and contiguous.
+
+    Lane i < R/2 turns with lane i + R/2: x[i] cos[i] - x[i + R/2] sin[i] and
+    x[i + R/2] cos[i] + x[i] sin[i]; lanes from R on are copied.
+    x: [B, T, H, D], float32, float64 or bfloat16, any strides.
+    cos, sin: [B or 1, T, R/2], float32 (float64 for a float64 x), on x's device.
+    inverse: turns back: sin negated.
+    Differentiable with respect to x, cos and sin.
+
+    Raises ValueError if a shape, device or layout is not as above, TypeError for a dtype or type.
+    Computes in float32 (float64 for float64) and rounds once. The same bits from run to run and
+    for any number of threads. Source: Su et al., arXiv:2104.09864.
+    """
+    for name, value in (("x", x), ("cos", cos), ("sin", sin)):
+        _check_tensor("rope", name, value)
+    if not torch.compiler.is_compiling():
+        inverse = _arguments.boolean("rope", "inverse", inverse)
+    out: torch.Tensor = torch.ops.paperlab.rope(x, cos, sin, inverse)
+    return out
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,174 @@
+"""How well a model predicts text: nats, perplexity, bits per byte; by position and by domain."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from paperlab import _arguments, _core
+from paperlab.nn import Decoder, token_tensor
+
+__all__ = ["Scores", "Text", "by_domain", "encode", "perplexity", "score"]
+
+Model = Decoder | Callable[[torch.Tensor], torch.Tensor]
+Tokens = torch.Tensor | npt.NDArray[Any] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The negative log-likelihood of each token but the first of a text."""
+
+    nll: torch.Tensor  #: [N - 1] float64, nats.
+    position: torch.Tensor  #: [N - 1] int64: how many tokens of its window came before, 1..context.
+
+    @staticmethod
+    def joined(parts: Sequence["Scores"]) -> "Scores":
+        """Returns the scores of several texts as one, in their order."""
+        return Scores(
+            torch.cat([part.nll for part in parts]), torch.cat([part.position for part in parts])
+        )
+
+    def summary(self, *, num_bytes: int | None = None) -> dict[str, float]:
+        """Returns `nll` (total nats), `tokens`, `perplexity` = exp(nll / tokens).
+
+        num_bytes: of the text's UTF-8; adds `bits_per_byte` = nll / ln 2 / num_bytes.
+        """
+        result = _summary(self.nll)
+        if num_bytes is not None:
+            count = _arguments.integer("summary", "num_bytes", num_bytes, 1, 2**62)
+            result["bits_per_byte"] = result["nll"] / math.log(2.0) / count
+        return result
+
+    def by_position(self, edges: Sequence[int]) -> list[dict[str, float]]:
+        """Returns the summary of each bucket of positions, with `begin` and `end`.
+
+        edges: ascending; bucket i holds the tokens whose window position p - 1 (0-based, of the
+        token that predicts them) is in edges[i] <= p - 1 < edges[i + 1]. Empty buckets have NaN.
+        """
+        if len(edges) < 2 or any(a >= b for a, b in itertools.pairwise(edges)):
+            raise ValueError(f"by_position: edges must be ascending, at least 2, got {edges}")
+        reader = self.position - 1
+        return [
+            {"begin": a, "end": b, **_summary(self.nll[(reader >= a) & (reader < b)])}
+            for a, b in itertools.pairwise(edges)
+        ]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as a model reads it."""
+
+    tokens: torch.Tensor  #: [N] int64.
+    num_bytes: int  #: of the UTF-8 of what tokens 1..N-1 stand for, those that are scored.
+
+
+def encode(tokenizer: Any, text: str) -> Text:
+    """Returns the tokens of a text, with the special ones that the tokenizer adds.
+
+    tokenizer: of the package tokenizers. The first token is not scored, so the bytes that it stands
+    for do not count in `num_bytes` (a character that it shares with the next token does). A special
+    token stands for none: after one at the start every byte counts.
+    """
+    encoding = tokenizer.encode(text)
+    ids = torch.tensor(encoding.ids, dtype=torch.int64)
+    # Characters; None: a special token. Ends and starts alone, as a span may leave spaces out.
+    spans = [encoding.token_to_chars(i) for i in range(min(2, len(ids)))]
+    unscored = 0
+    if spans and spans[0] is not None:
+        unscored = spans[0][1]
+        if len(spans) > 1 and spans[1] is not None:
+            unscored = min(unscored, spans[1][0])
+    return Text(ids, len(text[unscored:].encode()))
+
+
+def score(
+    model: Model,
+    tokens: Tokens,
+    *,
+    context: int,
+    stride: int | None = None,
+    on_window: Callable[[int], bool | None] | None = None,
+) -> Scores:
+    """Returns the negative log-likelihood of each token of a text but the first.
+
+    Window w reads tokens[w*stride : w*stride+context] and predicts the token after each; the first
+    window that reaches a token scores it.
+
+    model: what `nn.load` returns, or a function of tokens [1, T] that returns logits [1, T, V].
+    tokens: [N] integers, N >= 2. stride: 1..context, by default context. on_window: gets the number
+    of tokens scored so far; False stops (what is missing is NaN).
+
+    Raises ValueError or TypeError before any work if an argument is not as above.
+    """
+    plain, context, stride = _checked("score", tokens, context, stride)
+    reports = None if on_window is None else (lambda count: on_window(count) is not False)
+    if isinstance(model, Decoder):
+        model.bind()
+        nll = _core.token_nll(model.core, plain, context, stride, reports)
+    elif callable(model):
+        nll = _core.token_nll(model, plain, context, stride, reports)
+    else:
+        raise TypeError(f"score: model must be callable, got {type(model).__name__}")
+    return Scores(nll, _core.tokens_read(plain.shape[0], context, stride))
+
+
+def perplexity(
+    model: Model,
+    tokens: Tokens,
+    *,
+    context: int,
+    stride: int | None = None,
+    batch_size: int = 1,
+) -> dict[str, float]:
+    """Returns `nll` (total nats), `tokens` (how many were scored) and `perplexity` of a text.
+
+    Arguments and errors as `score`. batch_size: windows that may be read side by side; the bits do
+    not depend on it (on the CPU they are read one by one, which costs nothing).
+    """
+    _arguments.integer("perplexity", "batch_size", batch_size, 1, 2**31)
+    plain, context, stride = _checked("perplexity", tokens, context, stride)
+    return score(model, plain, context=context, stride=stride).summary()
+
+
+def by_domain(
+    model: Model,
+    texts: Mapping[str, Sequence[Tokens]],
+    num_bytes: Mapping[str, int],
+    *,
+    context: int,
+    stride: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Returns the summary of each domain's documents, each read from its own beginning.
+
+    texts: documents as tokens by domain. num_bytes: of the UTF-8 of what is scored, by domain.
+    """
+    result = {}
+    for domain, documents in texts.items():
+        parts = [score(model, t, context=context, stride=stride) for t in documents]
+        result[domain] = Scores.joined(parts).summary(num_bytes=num_bytes[domain])
+    return result
+
+
+def _summary(nll: torch.Tensor) -> dict[str, float]:
+    count = nll.shape[0]
+    total = math.fsum(nll.tolist())
+    mean = total / count if count else math.nan
+    perplexity = math.exp(mean) if mean < 700.0 else math.inf
+    return {"nll": total, "tokens": count, "perplexity": perplexity if count else math.nan}
+
+
+def _checked(
+    function: str, tokens: Tokens, context: int, stride: int | None
+) -> tuple[torch.Tensor, int, int]:
+    plain = token_tensor(function, tokens, "[N]", 1)
+    if plain.shape[0] < 2:
+        raise ValueError(f"{function}: tokens must be [N] with N >= 2, got {list(plain.shape)}")
+    context = _arguments.integer(function, "context", context, 1, 2**40)
+    stride = (
+        context if stride is None else _arguments.integer(function, "stride", stride, 1, context)
+    )
+    return plain.to(torch.int64), context, stride

@@ -1,0 +1,240 @@
+// Tensors cross here as they are: a parameter of torch.nn is the tensor that the C++ decoder reads.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/src/registrars.h"
+#include "paperlab/core/error.h"
+#include "paperlab/eval/perplexity.h"
+#include "paperlab/nn/generate.h"
+#include "paperlab/nn/load.h"
+#include "paperlab/nn/roles.h"
+
+namespace paperlab::bindings {
+namespace {
+
+namespace py = pybind11;
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+using OptionalTensor = std::optional<at::Tensor>;
+using Function = std::function<at::Tensor(const at::Tensor&)>;
+
+const std::map<std::string, at::ScalarType> kDtypes = {{"float32", at::kFloat},
+                                                       {"float64", at::kDouble},
+                                                       {"bfloat16", at::kBFloat16},
+                                                       {"float16", at::kHalf}};
+const std::map<std::string, nn::Init> kInits = {
+    {"normal", nn::Init::kNormal}, {"gpt_neox", nn::Init::kGptNeoX}, {"xavier", nn::Init::kXavier}};
+
+template <class T>
+T value_of(const std::map<std::string, T>& values, const char* function, const std::string& name) {
+  const auto found = values.find(name);
+  if (found != values.end()) {
+    return found->second;
+  }
+  std::string names;
+  for (const auto& [known, value] : values) {
+    names += (names.empty() ? "" : ", ") + known;
+  }
+  throw ValueError(std::string(function) + ": one of " + names + ", got '" + name + "'");
+}
+
+// A Python function in a linear layer's place.
+class PythonLinear final : public nn::Linear {
+ public:
+  PythonLinear(Function function, std::shared_ptr<const nn::Linear> original)
+      : function_(std::move(function)), original_(std::move(original)) {}
+
+  at::Tensor forward(const at::Tensor& x) const override { return function_(x); }
+
+  const std::shared_ptr<const nn::Linear>& original() const { return original_; }
+
+ private:
+  Function function_;
+  std::shared_ptr<const nn::Linear> original_;
+};
+
+std::shared_ptr<const nn::Linear> original_of(const nn::LinearSlot& slot) {
+  const auto* python = dynamic_cast<const PythonLinear*>(slot.layer.get());
+  return python == nullptr ? slot.layer : python->original();
+}
+
+nn::HfDecoder load(const py::bytes& directory, const std::optional<std::string>& dtype) {
+  const std::string path = directory;
+  const auto type =
+      dtype ? std::optional(value_of(kDtypes, "load: dtype must be", *dtype)) : std::nullopt;
+  const py::gil_scoped_release without_gil;
+  return nn::load(path, type);
+}
+
+nn::HfDecoder new_decoder(const std::string& config, const std::string& init, std::uint64_t seed,
+                          const std::string& dtype) {
+  const auto kind = value_of(kInits, "from_config: init must be", init);
+  const auto type = value_of(kDtypes, "from_config: dtype must be", dtype);
+  const py::gil_scoped_release without_gil;
+  return nn::new_decoder(Json::parse(config), kind, seed, type);
+}
+
+std::vector<std::pair<std::string, at::Tensor>> parameters(const nn::HfDecoder& model) {
+  std::vector<std::pair<std::string, at::Tensor>> named;
+  for (const auto& parameter : model.decoder->parameters()) {
+    named.emplace_back(parameter.spec.name, *parameter.value);
+  }
+  return named;
+}
+
+at::Tensor forward(const nn::HfDecoder& model, const at::Tensor& tokens,
+                   const OptionalTensor& attention_mask, nn::Cache* cache, bool last_only) {
+  return model.decoder->forward(tokens, {attention_mask.value_or(at::Tensor()), cache, last_only});
+}
+
+at::Tensor hidden(const nn::HfDecoder& model, const at::Tensor& tokens,
+                  const OptionalTensor& attention_mask) {
+  return model.decoder->hidden(tokens, {attention_mask.value_or(at::Tensor()), nullptr, false});
+}
+
+at::Tensor token_nll(const nn::HfDecoder& model, const at::Tensor& tokens, std::int64_t context,
+                     std::int64_t stride, std::function<bool(std::int64_t)> on_window) {
+  return eval::token_nll(*model.decoder, tokens, {context, stride, std::move(on_window)});
+}
+
+at::Tensor token_nll_of(const Function& logits, const at::Tensor& tokens, std::int64_t context,
+                        std::int64_t stride, std::function<bool(std::int64_t)> on_window) {
+  return eval::token_nll({logits, [](const at::Tensor& rows) { return rows; }}, tokens,
+                         {context, stride, std::move(on_window)});
+}
+
+// A copy of the settings with parts of its own; the tensors are the same until set_parameter.
+nn::HfDecoder copy(const nn::HfDecoder& model) {
+  nn::HfDecoder other = model;
+  std::vector<at::Tensor> values;
+  for (const auto& parameter : model.decoder->parameters()) {
+    values.push_back(*parameter.value);
+  }
+  other.decoder = std::make_shared<nn::Decoder>(model.decoder->config(), model.decoder->family(),
+                                                std::move(values));
+  return other;
+}
+
+void register_cache(py::module_& m) {
+  py::class_<nn::Cache>(m, "Cache")
+      .def_readonly("batch_size", &nn::Cache::batch_size)
+      .def_readonly("length", &nn::Cache::length)
+      .def_readonly("max_length", &nn::Cache::max_length)
+      .def_property_readonly("num_bytes", &nn::Cache::num_bytes);
+  py::class_<nn::GenerateOptions>(m, "GenerateOptions")
+      .def(py::init<>())
+      .def_readwrite("max_new_tokens", &nn::GenerateOptions::max_new_tokens)
+      .def_readwrite("temperature", &nn::GenerateOptions::temperature)
+      .def_readwrite("top_p", &nn::GenerateOptions::top_p)
+      .def_readwrite("seed", &nn::GenerateOptions::seed)
+      .def_readwrite("prefill_chunk", &nn::GenerateOptions::prefill_chunk)
+      .def_readwrite("eos", &nn::GenerateOptions::eos)
+      .def_readwrite("pad", &nn::GenerateOptions::pad)
+      .def_readwrite("on_tokens", &nn::GenerateOptions::on_tokens);
+}
+
+void register_parts(py::class_<nn::HfDecoder>& decoder) {
+  decoder
+      .def("linear_names",
+           [](const nn::HfDecoder& model) {
+             std::vector<std::string> names;
+             for (const nn::LinearSlot* slot : model.decoder->linears()) {
+               names.push_back(slot->name);
+             }
+             return names;
+           })
+      .def("replace_linear",
+           [](const nn::HfDecoder& model, const std::string& name, Function function) {
+             nn::LinearSlot& slot = model.decoder->linear(name);
+             slot.layer = std::make_shared<PythonLinear>(std::move(function), original_of(slot));
+           })
+      .def("restore_linear",
+           [](const nn::HfDecoder& model, const std::string& name) {
+             nn::LinearSlot& slot = model.decoder->linear(name);
+             slot.layer = original_of(slot);
+           })
+      .def("add_linear_hook",
+           [](const nn::HfDecoder& model, nn::LinearHook hook) {
+             return model.decoder->add_linear_hook(std::move(hook));
+           })
+      .def("remove_linear_hook", [](const nn::HfDecoder& model, std::int64_t id) {
+        model.decoder->remove_linear_hook(id);
+      });
+}
+
+}  // namespace
+
+void register_nn(py::module_& m) {
+  register_cache(m);
+  py::class_<nn::HfDecoder> decoder(m, "Decoder");
+  decoder.def_static("load", &load, py::arg("directory"), py::arg("dtype"))
+      .def_static("from_config", &new_decoder, py::arg("config"), py::arg("init"), py::arg("seed"),
+                  py::arg("dtype"))
+      .def("copy", &copy)
+      .def(
+          "save",
+          [](const nn::HfDecoder& model, const std::string& directory) {
+            nn::save(model, directory);
+          },
+          py::arg("directory"), NoGil())
+      .def_property_readonly(
+          "config", [](const nn::HfDecoder& model) { return model.directory.config.dump(); })
+      .def_property_readonly(
+          "path", [](const nn::HfDecoder& model) { return py::bytes(model.directory.path); })
+      .def_property_readonly("vocab_size",
+                             [](const nn::HfDecoder& m) { return m.decoder->config().vocab_size; })
+      .def_property_readonly(
+          "max_positions", [](const nn::HfDecoder& m) { return m.decoder->config().max_positions; })
+      .def_property_readonly(
+          "eos_token_ids", [](const nn::HfDecoder& m) { return m.decoder->config().eos_token_ids; })
+      .def_property_readonly(
+          "pad_token_id", [](const nn::HfDecoder& m) { return m.decoder->config().pad_token_id; })
+      .def("parameters", &parameters)
+      .def("set_parameter",
+           [](const nn::HfDecoder& model, const std::string& name, const at::Tensor& value) {
+             model.decoder->set_parameter(name, value);
+           })
+      .def("tensor",
+           [](const nn::HfDecoder& model, const std::string& role,
+              std::optional<std::int64_t> layer, std::optional<std::int64_t> head) {
+             return nn::tensor_of(*model.decoder, role, layer, head);
+           })
+      .def("new_cache",
+           [](const nn::HfDecoder& model, std::int64_t batch_size, std::int64_t max_length) {
+             return model.decoder->new_cache(batch_size, max_length);
+           })
+      .def("forward", &forward, py::arg("tokens"), py::arg("attention_mask"), py::arg("cache"),
+           py::arg("last_only"), NoGil())
+      .def("hidden", &hidden, py::arg("tokens"), py::arg("attention_mask"), NoGil())
+      .def(
+          "generate",
+          [](const nn::HfDecoder& model, const at::Tensor& tokens,
+             const OptionalTensor& attention_mask, const nn::GenerateOptions& options) {
+            return nn::generate(*model.decoder, tokens, attention_mask.value_or(at::Tensor()),
+                                options);
+          },
+          py::arg("tokens"), py::arg("attention_mask"), py::arg("options"), NoGil());
+  register_parts(decoder);
+  m.def("token_nll", &token_nll, py::arg("model"), py::arg("tokens"), py::arg("context"),
+        py::arg("stride"), py::arg("on_window"), NoGil());
+  m.def("token_nll", &token_nll_of, py::arg("logits"), py::arg("tokens"), py::arg("context"),
+        py::arg("stride"), py::arg("on_window"), NoGil());
+  m.def(
+      "tokens_read",
+      [](std::int64_t num_tokens, std::int64_t context, std::int64_t stride) {
+        return eval::tokens_read(num_tokens, {context, stride, {}});
+      },
+      py::arg("num_tokens"), py::arg("context"), py::arg("stride"));
+}
+
+}  // namespace paperlab::bindings

@@ -1,0 +1,128 @@
+#pragma once
+/// \file
+/// Causal decoders: Llama-style (RMSNorm, rotary positions, grouped queries, SwiGLU) and
+/// GPT-NeoX-style (LayerNorm, biases, partial rotary positions, parallel residual).
+/// Source: Touvron et al., arXiv:2302.13971; Black et al., arXiv:2204.06745.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "paperlab/core/export.h"
+#include "paperlab/nn/block.h"
+#include "paperlab/nn/config.h"
+#include "paperlab/nn/connection.h"
+#include "paperlab/nn/parameters.h"
+#include "paperlab/nn/rotary.h"
+
+namespace paperlab::nn {
+
+/// What a decoder keeps of the tokens it has read.
+struct PAPERLAB_API Cache {
+  std::int64_t batch_size = 0;
+  std::int64_t length = 0;  ///< Tokens in it, padding included.
+  std::int64_t max_length = 0;
+  at::Tensor key_start{};  ///< [B] int64: padding before; not defined: none.
+  std::vector<std::unique_ptr<LayerCache>> layers{};
+
+  std::int64_t num_bytes() const;
+};
+
+struct ForwardOptions {
+  /// [B, T], not zero where a token counts. Positions count these tokens alone. With a cache the
+  /// padding must lie on the left, and the mask comes with the first call only. Not defined: all.
+  at::Tensor attention_mask{};
+  /// Tokens are appended to it, gradients are not recorded. Null: the tokens stand alone.
+  Cache* cache = nullptr;
+  /// Logits of the last token alone, [B, 1, V].
+  bool last_only = false;
+};
+
+/// A decoder whose parameters are tensors by name. forward() may be called from several threads
+/// as long as nobody exchanges parts.
+class PAPERLAB_API Decoder {
+ public:
+  struct Parameter {
+    ParameterSpec spec;
+    std::shared_ptr<at::Tensor> value;
+  };
+
+  /// \param values  one for each of parameter_specs(config, family), in that order, one dtype
+  ///                (float32, float64, bfloat16, float16) and device.
+  /// \throws ShapeError, DTypeError, ValueError  if they are not as above, or the config is not
+  ///                                             one that a decoder can have.
+  Decoder(DecoderConfig config, Family family, std::vector<at::Tensor> values);
+
+  const DecoderConfig& config() const { return config_; }
+  Family family() const { return family_; }
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+
+  /// Puts another tensor in a parameter's place; its shape must be the same.
+  /// \throws ValueError, ShapeError  if there is no such parameter, or its shape is another.
+  void set_parameter(const std::string& name, const at::Tensor& value);
+
+  /// The parameter of a role; nothing if the decoder has none. For a tied head the embedding.
+  const at::Tensor* find(Role role, std::int64_t layer = -1, bool is_bias = false) const;
+
+  /// Block `layer`, whose parts may be exchanged.
+  /// \throws ValueError  if there is none.
+  Block& block(std::int64_t layer);
+
+  /// The head, whose layer may be exchanged.
+  LinearSlot& head() { return head_; }
+
+  /// All linear layers by name, the head last.
+  std::vector<LinearSlot*> linears();
+
+  /// The layer of that name.
+  /// \throws ValueError  if there is none.
+  LinearSlot& linear(const std::string& name);
+
+  void set_connection(std::shared_ptr<const Connection> connection);
+
+  /// Calls `hook` with the input of every linear layer from now on; returns its number.
+  std::int64_t add_linear_hook(LinearHook hook);
+
+  /// \throws ValueError  if there is no such hook.
+  void remove_linear_hook(std::int64_t id);
+
+  std::unique_ptr<Cache> new_cache(std::int64_t batch_size, std::int64_t max_length) const;
+
+  /// The logits of the next token after each.
+  ///
+  /// \param tokens  [B, T] int64, 0 <= token < vocab_size, B and T >= 1.
+  /// \return        [B, T, V] (or [B, 1, V]) in the parameters' dtype; differentiable with respect
+  ///                to the parameters. Values at padding are finite and mean nothing.
+  /// \throws c10::ValueError, c10::TypeError  if tokens, mask or cache are not as above, or more
+  ///                                          tokens count than config().max_positions; the cache
+  ///                                          is as before then.
+  at::Tensor forward(const at::Tensor& tokens, const ForwardOptions& options = {}) const;
+
+  /// The state after the final norm, [B, T, E]: what the head reads. As forward().
+  at::Tensor hidden(const at::Tensor& tokens, const ForwardOptions& options = {}) const;
+
+ private:
+  void make_blocks();
+  std::shared_ptr<at::Tensor> value(Role role, std::int64_t layer, bool is_bias) const;
+  LinearSlot linear_of(Role role, std::int64_t layer) const;
+  std::shared_ptr<const NormLayer> norm_of(Role role, std::int64_t layer) const;
+  AttentionInput positions(const at::Tensor& tokens, const at::Tensor& key_start,
+                           std::int64_t num_past) const;
+  at::Tensor run(const at::Tensor& tokens, const at::Tensor& key_start, Cache* cache) const;
+
+  DecoderConfig config_;
+  Family family_;
+  std::vector<Parameter> parameters_;
+  std::shared_ptr<const Rotary> rotary_;
+  std::vector<Block> blocks_;
+  std::shared_ptr<const NormLayer> final_norm_;
+  LinearSlot head_;
+  std::shared_ptr<const Connection> connection_;
+  LinearHooks hooks_;
+  std::int64_t num_hooks_ = 0;  // ever added
+};
+
+}  // namespace paperlab::nn

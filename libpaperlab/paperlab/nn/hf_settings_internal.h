@@ -1,0 +1,73 @@
+#pragma once
+// Settings of a Hugging Face JSON file, read one by one: what was not asked for is not known.
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "paperlab/core/json.h"
+#include "paperlab/nn/config.h"
+
+namespace paperlab::nn {
+
+// Least values of numbers.
+constexpr double kAny = -std::numeric_limits<double>::infinity();
+constexpr double kPositive = std::numeric_limits<double>::min();
+
+constexpr std::int64_t kMaxSize = 0x7fffffff;  // of any count; products stay below 2^62
+
+/// The settings of an object. Each function makes its key a known one; a null counts as absent only
+/// where the function says so. Errors are ValueErrors "SOURCE: setting 'KEY' must be ..., got ...".
+class Settings {
+ public:
+  /// Refuses what is no object. `prefix` stands before keys in messages.
+  Settings(std::string source, const Json& object, std::string prefix = "");
+
+  const std::string& source() const { return source_; }
+
+  /// The value, or null if the key is absent.
+  const Json* find(const std::string& key);
+
+  /// The value unless it is absent or null.
+  const Json* find_value(const std::string& key);
+
+  std::int64_t size(const std::string& key, std::int64_t absent, std::int64_t max = kMaxSize);
+  std::optional<std::int64_t> optional_size(const std::string& key);  // nothing if absent or null
+  double number(const std::string& key, double absent, double min);
+  std::optional<double> optional_number(const std::string& key, double min);
+  bool flag(const std::string& key, bool absent);
+  std::string text(const std::string& key, const std::string& absent);
+
+  /// The key may be there with this value, or null.
+  void only(const std::string& key, const Json& value);
+
+  /// These may be there with any value: they change no number.
+  void allow(std::initializer_list<const char*> keys);
+
+  /// Refuses keys that are not known, unless they are null. `what` names the kind of file.
+  void refuse_others(const std::string& what) const;
+
+  [[noreturn]] void refuse(const std::string& key, const std::string& required) const;
+
+ private:
+  std::string source_;
+  const Json& object_;
+  std::string prefix_;
+  std::set<std::string> read_;
+  std::set<std::string> allowed_;
+};
+
+/// The value if it is an integer of at most 63 bits: comparisons of JSON values would wrap.
+std::optional<std::int64_t> integer(const Json& value);
+
+/// RoPE as the types of Llama's family write it, and as GPT-NeoX does.
+RopeConfig read_hf_rope(Settings& settings, bool is_neox, std::int64_t head_dim,
+                        std::int64_t max_position_embeddings);
+
+/// The longest sequence that a model with this RoPE serves.
+std::int64_t stretched_positions(const Settings& settings, const RopeConfig& rope);
+
+}  // namespace paperlab::nn

@@ -1,0 +1,30 @@
+#pragma once
+/// \file
+/// Initial values of a decoder's parameters.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "paperlab/core/export.h"
+#include "paperlab/nn/parameters.h"
+
+namespace paperlab::nn {
+
+/// Standard deviations of the matrices, E = d_model, L = num_layers. Biases are 0, norms 1.
+enum class Init : std::uint8_t {
+  kNormal,   ///< config.init_std everywhere (Llama's released configuration).
+  kGptNeoX,  ///< sqrt(2 / (5 E)); the attention's and the FFN's output 2 / (L sqrt(E)).
+             ///< Source: Black et al., arXiv:2204.06745, Sec. 3.
+  kXavier,   ///< sqrt(2 / (in + out)); Source: Glorot, Bengio, AISTATS 2010, Eq. (12).
+};
+
+/// Returns normal values for each of parameter_specs(config, family), in that order: a function of
+/// the seed, the parameter's place and the element's, for any number of threads.
+/// \throws DTypeError  unless dtype is float32, float64 or bfloat16.
+PAPERLAB_API std::vector<at::Tensor> initial_values(const DecoderConfig& config, Family family,
+                                                    Init init, std::uint64_t seed,
+                                                    at::ScalarType dtype);
+
+}  // namespace paperlab::nn

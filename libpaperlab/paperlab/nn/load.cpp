@@ -1,0 +1,57 @@
+#include "paperlab/nn/load.h"
+
+#include <utility>
+
+#include "paperlab/io/checkpoint.h"
+
+namespace paperlab::nn {
+namespace {
+
+std::vector<at::Tensor> values_of(NamedTensors tensors) {
+  std::vector<at::Tensor> values;
+  values.reserve(tensors.size());
+  for (auto& [name, value] : tensors) {
+    values.push_back(std::move(value));
+  }
+  return values;
+}
+
+}  // namespace
+
+HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype) {
+  HfDecoder model{read_hf_directory(directory), {}, nullptr};
+  const io::Checkpoint checkpoint(directory);
+  MapOptions options;
+  options.dtype = dtype;
+  options.config_name = directory + "/config.json";
+  Weights weights = map_weights(checkpoint, model.directory.model, std::move(options));
+  model.file_names = std::move(weights.file_names);
+  model.decoder =
+      std::make_shared<Decoder>(model.directory.model.config, model.directory.model.family,
+                                values_of(std::move(weights.tensors)));
+  return model;
+}
+
+HfDecoder new_decoder(const Json& config, Init init, std::uint64_t seed, at::ScalarType dtype) {
+  HfDecoder model{{"", config, std::nullopt, read_hf_config("config", config), {}}, {}, nullptr};
+  const HfModel& hf = model.directory.model;
+  model.decoder = std::make_shared<Decoder>(
+      hf.config, hf.family, initial_values(hf.config, hf.family, init, seed, dtype));
+  return model;
+}
+
+void save(const HfDecoder& model, const std::string& directory) {
+  const auto& parameters = model.decoder->parameters();
+  SaveRequest request;
+  request.directory = directory;
+  request.config = with_dtype(model.directory.config, parameters.front().value->scalar_type());
+  request.generation_config = model.directory.generation_config;
+  for (const Decoder::Parameter& parameter : parameters) {
+    request.tensors.emplace_back(parameter.spec.name, parameter.value->detach());
+  }
+  request.file_names = model.file_names;
+  request.files = model.directory.tokenizer_files;
+  save(request);
+}
+
+}  // namespace paperlab::nn

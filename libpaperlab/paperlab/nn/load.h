@@ -1,0 +1,44 @@
+#pragma once
+/// \file
+/// Decoders from and to Hugging Face directories.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "paperlab/core/export.h"
+#include "paperlab/nn/decoder.h"
+#include "paperlab/nn/hf_config.h"
+#include "paperlab/nn/init.h"
+#include "paperlab/nn/weights.h"
+
+namespace paperlab::nn {
+
+/// A decoder and what its directory says besides.
+struct HfDecoder {
+  HfDirectory directory;   ///< As it was read; for a new decoder the settings alone.
+  FileNames file_names{};  ///< Tensors that the files hold twice.
+  std::shared_ptr<Decoder> decoder;
+};
+
+/// Loads the decoder of a directory (Llama, Mistral, Qwen2, Qwen3, GPT-NeoX). Its parameters are
+/// the mapped file, in the files' dtype unless another is wanted.
+/// \throws IoError, ValueError  as read_hf_directory(), io::Checkpoint and map_weights().
+PAPERLAB_API HfDecoder load(const std::string& directory,
+                            std::optional<at::ScalarType> dtype = std::nullopt);
+
+/// A decoder of these settings with initial values.
+/// \param config  as config.json.
+/// \throws ValueError, DTypeError  as read_hf_config() and initial_values().
+PAPERLAB_API HfDecoder new_decoder(const Json& config, Init init, std::uint64_t seed,
+                                   at::ScalarType dtype = at::kFloat);
+
+/// Writes the directory of a decoder: same names of tensors, same settings (the dtype's aside,
+/// where it has changed), and the tokenizer's files as they are where it was loaded from.
+/// \throws IoError, ValueError  as save(const SaveRequest&).
+PAPERLAB_API void save(const HfDecoder& model, const std::string& directory);
+
+}  // namespace paperlab::nn

@@ -1,0 +1,25 @@
+#pragma once
+// Batches of sequences of different lengths: the decoder computes with padding on the left alone.
+
+#include <ATen/core/Tensor.h>
+
+#include "paperlab/nn/decoder.h"
+
+namespace paperlab::nn {
+
+struct Padding {
+  at::Tensor tokens;     // [B, T], padding on the left
+  at::Tensor key_start;  // [B] int64: how much; not defined: none
+  at::Tensor inverse;    // [B, T]: where each original token went; not defined: it stayed
+};
+
+// Moves the tokens that the mask hides to the left.
+Padding left_padding(const at::Tensor& tokens, const at::Tensor& attention_mask);
+
+// [B, T, E] in the original order.
+at::Tensor unpad(const at::Tensor& state, const Padding& padding);
+
+// Refuses what a cache cannot take.
+void check_cache(const at::Tensor& tokens, const at::Tensor& attention_mask, const Cache& cache);
+
+}  // namespace paperlab::nn
