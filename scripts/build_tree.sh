@@ -99,3 +99,17 @@ prepare() {
   ensure_configured release "$level"
   ensure_built release "$@"
 }
+
+# Ctrl-C is silent while torch is still being imported, too; paperlab's main takes over from here.
+readonly RUN_PAPERLAB='
+import os, runpy, signal
+if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+runpy.run_module("paperlab", run_name="__main__", alter_sys=True)
+'
+
+# exec_paperlab VERB [ARGUMENT...]: becomes `python -m paperlab VERB ...` of the release tree.
+exec_paperlab() {
+  export PYTHONPATH=$ROOT/build/release/python${PYTHONPATH:+:$PYTHONPATH}
+  exec "$PYTHON" -c "$RUN_PAPERLAB" "$@" 3>&-
+}

@@ -205,6 +205,9 @@ CheckpointWriter::CheckpointWriter(std::string directory, std::vector<TensorSpec
       total_bytes_ += entry.num_bytes;
     }
   }
+  if (files_.size() > 1) {
+    write_index();
+  }
 }
 
 std::vector<TensorEntry> CheckpointWriter::tensors() const {
@@ -223,26 +226,35 @@ void CheckpointWriter::append(const std::string& name, const void* data, std::ui
   files_[found->second].append(name, data, num_bytes);
 }
 
-void CheckpointWriter::finish() {
+void CheckpointWriter::sync() {
   for (SafetensorsWriter& file : files_) {
-    file.sync();  // what can fail fails before the first name changes
+    file.sync();
   }
+  if (index_ != nullptr) {
+    index_->sync();
+  }
+}
+
+void CheckpointWriter::finish() {
+  sync();  // what can fail fails before the first name changes
   for (SafetensorsWriter& file : files_) {
     file.finish();
   }
-  if (files_.size() > 1) {
-    write_index();
+  if (index_ != nullptr) {
+    index_->finish();
   }
   remove_others();
 }
 
-void CheckpointWriter::write_index() const {
+void CheckpointWriter::write_index() {
   Json weight_map = Json::object();
   for (const auto& [tensor, file] : file_of_) {
     weight_map[tensor] = names_[file];
   }
-  write_json(directory_ + '/' + kIndexName,
-             {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", weight_map}});
+  const std::string text = format_json(
+      {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", std::move(weight_map)}});
+  index_ = std::make_unique<AtomicFile>(directory_ + '/' + kIndexName, text.size());
+  index_->write(0, text.data(), text.size());
 }
 
 // A reader would take an old model.safetensors before the new shards.

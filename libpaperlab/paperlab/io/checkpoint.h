@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -75,13 +76,17 @@ class PAPERLAB_API CheckpointWriter {
   /// As SafetensorsWriter::finish().
   void finish();
 
+  /// The first half of finish(): all but the new names. For other files that belong to them.
+  void sync();
+
  private:
-  void write_index() const;
+  void write_index();
   void remove_others() const;
 
   std::string directory_;
   std::vector<std::string> names_;  // of the files
   std::vector<SafetensorsWriter> files_;
+  std::unique_ptr<AtomicFile> index_;           // of several files
   std::map<std::string, std::size_t> file_of_;  // by tensor
   std::uint64_t total_bytes_ = 0;
 };
