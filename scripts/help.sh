@@ -10,6 +10,10 @@
 #:   python      run the checkout's Python with paperlab importable
 #:   bench       measure one benchmark against its baseline
 #:   data        fetch real text by domain, show what is there
+#:   fetch       bring a real model into the cache, ready to be loaded
+#:   convert     turn a GGUF file into a Hugging Face directory
+#:   generate    print a model's continuation of a prompt, as it is made
+#:   eval        nats, perplexity and bits per byte of text, by domain and by position
 #:   report      rewrite the HTML report, or the tables of the READMEs
 #:   lint        run every check on the sources
 #:

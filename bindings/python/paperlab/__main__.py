@@ -1,11 +1,21 @@
-"""python -m paperlab doctor [--json] | data ...: shows the installation; real text."""
+"""python -m paperlab VERB ...: the command lines; --help lists them."""
 
 import argparse
+import importlib
 import json
+import signal
 import sys
 
 from paperlab import _doctor
-from paperlab.data._command import main as data_main
+
+# Verb -> the module that has its main(arguments), what it is for.
+_VERBS = {
+    "convert": ("convert._command", "a GGUF file to a Hugging Face directory"),
+    "data": ("data._command", "real text by domain: list, fetch, stats, tokens"),
+    "eval": ("_commands.evaluate", "how well a model predicts text"),
+    "fetch": ("models._command", "real models, fetched and converted once"),
+    "generate": ("_commands.generate", "a prompt's continuation by a model"),
+}
 
 
 def main() -> int:
@@ -14,9 +24,13 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="show what is installed and in use")
     doctor.add_argument("--json", action="store_true", help="the same as one JSON object")
-    commands.add_parser("data", help="real text by domain: list, fetch, stats", add_help=False)
-    if sys.argv[1:2] == ["data"]:
-        return data_main(sys.argv[2:])
+    for verb, (_, purpose) in _VERBS.items():
+        commands.add_parser(verb, help=purpose, add_help=False)
+    if sys.argv[1:2] and sys.argv[1] in _VERBS:
+        module = importlib.import_module(f"paperlab.{_VERBS[sys.argv[1]][0]}")
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher's was for now
+        return int(module.main(sys.argv[2:]))
     as_json = parser.parse_args().json
     values = _doctor.report()
     if as_json:

@@ -49,8 +49,7 @@ class Scores:
         edges: ascending; bucket i holds the tokens whose window position p - 1 (0-based, of the
         token that predicts them) is in edges[i] <= p - 1 < edges[i + 1]. Empty buckets have NaN.
         """
-        if len(edges) < 2 or any(a >= b for a, b in itertools.pairwise(edges)):
-            raise ValueError(f"by_position: edges must be ascending, at least 2, got {edges}")
+        edges = _edges(edges)
         reader = self.position - 1
         return [
             {"begin": a, "end": b, **_summary(self.nll[(reader >= a) & (reader < b)])}
@@ -105,15 +104,10 @@ def score(
     Raises ValueError or TypeError before any work if an argument is not as above.
     """
     plain, context, stride = _checked("score", tokens, context, stride)
+    if on_window is not None and not callable(on_window):
+        raise TypeError(f"score: on_window must be callable, got {type(on_window).__name__}")
     reports = None if on_window is None else (lambda count: on_window(count) is not False)
-    if isinstance(model, Decoder):
-        model.bind()
-        nll = _core.token_nll(model.core, plain, context, stride, reports)
-    elif callable(model):
-        nll = _core.token_nll(model, plain, context, stride, reports)
-    else:
-        raise TypeError(f"score: model must be callable, got {type(model).__name__}")
-    return Scores(nll, _core.tokens_read(plain.shape[0], context, stride))
+    return _scored("score", model, plain, context, stride, reports)
 
 
 def perplexity(
@@ -131,7 +125,7 @@ def perplexity(
     """
     _arguments.integer("perplexity", "batch_size", batch_size, 1, 2**31)
     plain, context, stride = _checked("perplexity", tokens, context, stride)
-    return score(model, plain, context=context, stride=stride).summary()
+    return _scored("perplexity", model, plain, context, stride).summary()
 
 
 def by_domain(
@@ -146,6 +140,11 @@ def by_domain(
 
     texts: documents as tokens by domain. num_bytes: of the UTF-8 of what is scored, by domain.
     """
+    for domain, documents in texts.items():
+        if domain not in num_bytes:
+            raise ValueError(f"by_domain: num_bytes must hold every domain, got none of {domain}")
+        if len(documents) == 0:
+            raise ValueError(f"by_domain: texts must hold documents, got none of {domain}")
     result = {}
     for domain, documents in texts.items():
         parts = [score(model, t, context=context, stride=stride) for t in documents]
@@ -153,11 +152,52 @@ def by_domain(
     return result
 
 
+def _scored(
+    function: str,
+    model: Model,
+    tokens: torch.Tensor,
+    context: int,
+    stride: int,
+    reports: Callable[[int], bool] | None = None,
+) -> Scores:
+    if isinstance(model, Decoder):
+        model.bind()
+        nll = _core.token_nll(model.core, tokens, context, stride, reports)
+    elif callable(model):
+        nll = _core.token_nll(_checked_model(function, model), tokens, context, stride, reports)
+    else:
+        raise TypeError(f"{function}: model must be callable, got {type(model).__name__}")
+    return Scores(nll, _core.tokens_read(tokens.shape[0], context, stride))
+
+
+def _checked_model(
+    function: str, model: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        result = model(tokens)
+        is_tensor = isinstance(result, torch.Tensor) and result.is_floating_point()
+        if not is_tensor or result.ndim != 3 or result.shape[:2] != tokens.shape:
+            got = list(result.shape) if is_tensor else type(result).__name__
+            wanted = f"[{tokens.shape[0]}, {tokens.shape[1]}, V]"
+            raise ValueError(f"{function}: model must return logits {wanted}, got {got}")
+        return result
+
+    return logits
+
+
+def _edges(edges: Sequence[int]) -> list[int]:
+    array = _arguments.integer_array("by_position", "edges", edges, "[M]", 1)
+    values = [int(edge) for edge in array]
+    if len(values) < 2 or any(a >= b for a, b in itertools.pairwise(values)):
+        raise ValueError(f"by_position: edges must be ascending, at least 2, got {values}")
+    return values
+
+
 def _summary(nll: torch.Tensor) -> dict[str, float]:
     count = nll.shape[0]
     total = math.fsum(nll.tolist())
     mean = total / count if count else math.nan
-    perplexity = math.exp(mean) if mean < 700.0 else math.inf
+    perplexity = math.inf if mean > 709.0 else math.exp(mean)  # NaN stays
     return {"nll": total, "tokens": count, "perplexity": perplexity if count else math.nan}
 
 

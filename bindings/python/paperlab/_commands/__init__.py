@@ -1,0 +1,1 @@
+"""The command lines that have no module of their own."""
