@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 #: Usage: ./paperlab bench NAME [--out FILE] [ARGUMENTS...]
 #:
-#: Builds the benchmark NAME (bench/NAME_bench.cpp, hyphens for underscores), runs it, prints its
-#: table and writes its JSON: medians, machine, commit, and `noisy` where repetitions spread.
+#: Builds the benchmark NAME (bench/NAME_bench.cpp or .py, hyphens for underscores), runs it, prints
+#: its table and writes its JSON: medians, machine, commit, and `noisy` where repetitions spread.
 #: Correctness is checked before anything is timed.
 #:
 #: Options
@@ -15,9 +15,10 @@ source "$ROOT/scripts/build_tree.sh"
 
 bench_names() {
   local file name
-  for file in "$ROOT"/bench/*_bench.cpp "$ROOT"/bench/kernels/*_bench.cpp; do
+  for file in "$ROOT"/bench/*_bench.* "$ROOT"/bench/kernels/*_bench.cpp; do
     [[ -f $file ]] || continue
-    name=$(basename "$file" _bench.cpp)
+    name=$(basename "${file%.*}")
+    name=${name%_bench}
     printf '%s\n' "${name//_/-}"
   done
 }
@@ -34,5 +35,11 @@ out=${OPTION[out]:-$(default_results)/bench/$name.json}
 [[ ! -d $out ]] || fail 1 "cannot write to '$out': it is a folder"
 require_writable "$(dirname -- "$out")"
 program=${name//-/_}_bench
+if [[ -f $ROOT/bench/$program.py ]]; then
+  prepare develop paperlab_run roofs_bench
+  export PYTHONPATH=$ROOT/build/release/python${PYTHONPATH:+:$PYTHONPATH}
+  exec "$PYTHON" "$ROOT/bench/$program.py" --out "$out" \
+    --roofs "$ROOT/build/release/bin/roofs_bench" "${ARGUMENTS[@]:1}" 3>&-
+fi
 prepare develop "$program"
 exec "$ROOT/build/release/bin/$program" --out "$out" "${ARGUMENTS[@]:1}" 3>&-

@@ -100,9 +100,76 @@ def npy_files() -> Iterator[tuple[str, bytes]]:
     yield "npz_empty", b"PK\5\6" + bytes(18)
 
 
+def config_files() -> Iterator[tuple[str, bytes]]:
+    small = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    scaled = {"factor": 4.0, "original_max_position_embeddings": 16}
+    models: dict[str, dict[str, object]] = {
+        "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **small},
+        "llama_all": {
+            **small,
+            "model_type": "llama",
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "hidden_act": "gelu_new",
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rms_norm_eps": 1e-5,
+            "eos_token_id": [2, 3],
+            "pad_token_id": None,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": True,
+            "dtype": "float32",
+        },
+        "linear_4": {"model_type": "llama", **small, "rope_theta": 5e5}
+        | {"rope_scaling": {"type": "linear", "factor": 2}},
+        "dynamic": {"model_type": "llama", **small}
+        | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        "llama3": {"model_type": "llama", **small}
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                **scaled,
+            }
+        },
+        "yarn": {"model_type": "qwen3", **small, "num_key_value_heads": 1}
+        | {"rope_parameters": {"rope_type": "yarn", "beta_fast": 32, "mscale": 0.7, **scaled}},
+        "mistral": {"model_type": "mistral", **small}
+        | {"sliding_window": 8, "num_key_value_heads": 2},
+        "qwen2": {"model_type": "qwen2", **small, "num_key_value_heads": 4}
+        | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "qwen2_layers": {"model_type": "qwen2", **small, "num_key_value_heads": None}
+        | {
+            "use_sliding_window": True,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        "gpt_neox": {"model_type": "gpt_neox", **small, "rotary_pct": 0.5, "rotary_emb_base": 100},
+        "gpt_neox_5": {"model_type": "gpt_neox", **small, "use_parallel_residual": False}
+        | {"rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 1e4}},
+        "unknown": {"model_type": "llama", **small, "softcap": 3.0},
+        "huge": {"model_type": "llama", **small, "hidden_size": 2**64 - 1},
+        "product": {"model_type": "llama"}
+        | dict.fromkeys(("vocab_size", "hidden_size"), 2**31 - 1)
+        | {"num_attention_heads": 1},
+    }
+    for name, config in models.items():
+        yield name, json.dumps(config).encode()
+    yield "deep", b'{"model_type":' + b"[" * 500
+    yield "no_object", b"[]"
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "corpus"
-    for kind, files in (("safetensors", safetensors_files()), ("npy", npy_files())):
+    kinds = (("safetensors", safetensors_files()), ("npy", npy_files()), ("config", config_files()))
+    for kind, files in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for name, content in files:
             (folder / kind / f"{name}.bin").write_bytes(content)

@@ -76,5 +76,7 @@ TEST(FuzzReplayTest, SafetensorsCorpusAndItsNeighboursHoldTogether) {
 
 TEST(FuzzReplayTest, NpyCorpusAndItsNeighboursHoldTogether) { replay(fuzz_npy, "npy"); }
 
+TEST(FuzzReplayTest, ConfigCorpusAndItsNeighboursHoldTogether) { replay(fuzz_config, "config"); }
+
 }  // namespace
 }  // namespace paperlab::io

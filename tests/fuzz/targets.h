@@ -13,4 +13,7 @@ void fuzz_safetensors(const std::uint8_t* data, std::size_t num_bytes);
 // A .npy file, or a .npz archive if the first byte is 'P'.
 void fuzz_npy(const std::uint8_t* data, std::size_t num_bytes);
 
+// A config.json, taken as generation_config.json too.
+void fuzz_config(const std::uint8_t* data, std::size_t num_bytes);
+
 }  // namespace paperlab::io

@@ -12,7 +12,8 @@ import torch
 pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
 
-from paperlab import data, io, models  # noqa: E402
+from paperlab import data, io, models, nn  # noqa: E402
+from paperlab import eval as evaluation  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -102,3 +103,50 @@ def test_tokens_of_four_languages(directory: Path, gguf_file: Path, lines: list[
     assert ours.apply_chat_template(talk, **options) == theirs.apply_chat_template(talk, **options)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "chat_template"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+@pytest.fixture(scope="module")
+def decoder(directory: Path) -> nn.Decoder:
+    """Our decoder of the same weights."""
+    return nn.load(directory)
+
+
+@pytest.fixture(scope="module")
+def pages(directory: Path, manual_pages: data.Corpus) -> list[torch.Tensor]:
+    """The first 1,025 tokens of four English manual pages that are so long, held out."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    encoded = (tokenizer.encode(d.decode()).ids for d in manual_pages["en"]["test"])
+    return [torch.tensor(ids[:1025]) for ids in encoded if len(ids) >= 1025][:4]
+
+
+def test_logits_are_those_of_transformers(
+    decoder: nn.Decoder, hf_model: Any, pages: list[torch.Tensor]
+) -> None:
+    with torch.no_grad():
+        ours, theirs = (m(pages[0][None, :1024]) for m in (decoder, hf_model))
+    assert (ours - theirs.logits).abs().max().item() <= 1e-3
+
+
+def test_a_greedy_continuation_is_that_of_transformers(
+    decoder: nn.Decoder, hf_model: Any, pages: list[torch.Tensor]
+) -> None:
+    for page in pages[:2]:
+        prompt = page[None, :128]
+        theirs = hf_model.generate(prompt, max_new_tokens=64, do_sample=False)
+        assert decoder.generate(prompt, 64).tolist() == theirs.tolist()
+
+
+def test_perplexity_is_that_of_transformers_and_plausible(
+    decoder: nn.Decoder, hf_model: Any, pages: list[torch.Tensor]
+) -> None:
+    assert len(pages) == 4
+    ours = [evaluation.score(decoder, page, context=1024).nll for page in pages]
+    theirs = []
+    for page in pages:
+        with torch.no_grad():
+            logits = hf_model(page[None, :1024]).logits[0]
+        theirs.append(torch.nn.functional.cross_entropy(logits, page[1:], reduction="none"))
+    ours_mean, theirs_mean = (torch.cat(nll).double().mean().exp().item() for nll in (ours, theirs))
+    assert f"{ours_mean:.4g}" == f"{theirs_mean:.4g}"
+    at_512 = torch.cat([nll[512:] for nll in ours]).mean().item()
+    assert at_512 < 3.0, "nats/token at positions 512-1023"

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core
-from paperlab.nn import Decoder, token_tensor
+from paperlab._tokens import token_tensor
+from paperlab.nn import Decoder
 
 __all__ = ["Scores", "Text", "by_domain", "encode", "perplexity", "score"]
 

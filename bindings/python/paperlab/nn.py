@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core
+from paperlab._tokens import mask_tensor, token_tensor
 
 __all__ = ["Cache", "Decoder", "HookHandle", "from_config", "load"]
 
@@ -119,7 +120,10 @@ class Decoder(torch.nn.Module):
         last_only = _arguments.boolean("forward", "last_only", last_only)
         self.bind()
         return self._core.forward(
-            self._tokens("forward", tokens), _mask("forward", attention_mask), cache, last_only
+            self.token_ids("forward", tokens),
+            mask_tensor("forward", attention_mask),
+            cache,
+            last_only,
         )
 
     def hidden(
@@ -127,7 +131,9 @@ class Decoder(torch.nn.Module):
     ) -> torch.Tensor:
         """Returns the state [B, T, E] that the head reads, after the final norm. As `forward`."""
         self.bind()
-        return self._core.hidden(self._tokens("hidden", tokens), _mask("hidden", attention_mask))
+        return self._core.hidden(
+            self.token_ids("hidden", tokens), mask_tensor("hidden", attention_mask)
+        )
 
     def new_cache(self, batch_size: int, max_length: int) -> _core.Cache:
         """Returns an empty cache for `max_length` tokens of `batch_size` sequences.
@@ -170,7 +176,7 @@ class Decoder(torch.nn.Module):
         and the new tokens are more than `max_positions`.
         """
         self.bind()
-        prompt = self._tokens("generate", tokens)
+        prompt = self.token_ids("generate", tokens)
         options = _core.GenerateOptions()
         options.max_new_tokens = _arguments.integer(
             "generate", "max_new_tokens", max_new_tokens, 0, 2**40
@@ -186,7 +192,7 @@ class Decoder(torch.nn.Module):
         if on_tokens is not None:
             function = _callable("generate", "on_tokens", on_tokens)
             options.on_tokens = lambda step: function(step) is not False
-        mask = _mask("generate", attention_mask)
+        mask = mask_tensor("generate", attention_mask)
         if mask is None and options.pad is not None and options.pad not in options.eos:
             visible = prompt.ne(options.pad)
             mask = None if bool(visible.all()) else visible
@@ -258,8 +264,11 @@ class Decoder(torch.nn.Module):
 
     def _current(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, module, leaf in self._places:
-            value = module._parameters[leaf]
-            assert value is not None
+            value = module._parameters.get(leaf)
+            if value is None:
+                value = _computed(module, leaf)
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"parameter {name} must be a tensor, got {value!r:.60}")
             yield name, value
 
     @property
@@ -277,7 +286,8 @@ class Decoder(torch.nn.Module):
                 self._core.set_parameter(name, value)
                 self._bound[name] = value
 
-    def _tokens(self, function: str, tokens: Tokens) -> torch.Tensor:
+    def token_ids(self, function: str, tokens: Tokens) -> torch.Tensor:
+        """Tokens as int64 on the device of the model; `function` is for messages."""
         plain = token_tensor(function, tokens, "[B, T]", 2)
         return plain.to(device=next(self.parameters()).device, dtype=torch.int64)
 
@@ -295,19 +305,6 @@ class Decoder(torch.nn.Module):
         if token is None:
             return None
         return _arguments.integer("generate", "pad_token_id", token, 0, self.vocab_size - 1)
-
-
-def token_tensor(function: str, tokens: Any, shape: str, ndim: int) -> torch.Tensor:
-    """`tokens` as a tensor of integers; an array is copied, whatever its strides and byte order."""
-    if not isinstance(tokens, torch.Tensor):
-        array = _arguments.integer_array(function, "tokens", tokens, shape, ndim)
-        return torch.from_numpy(array.astype(np.int64))
-    _check_layout(function, "tokens", tokens)
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise TypeError(f"{function}: tokens must be integers, got {tokens.dtype}")
-    if tokens.ndim != ndim:
-        raise ValueError(f"{function}: tokens must be {shape}, got {list(tokens.shape)}")
-    return tokens
 
 
 def load(directory: Path, *, dtype: torch.dtype | str | None = None) -> Decoder:
@@ -348,7 +345,10 @@ def from_config(
         raise ValueError(f"from_config: config must be as config.json: {error}") from None
     init = _arguments.text("from_config", "init", init)
     number = _arguments.integer("from_config", "seed", seed, 0, 2**64 - 1)
-    return Decoder(_core.Decoder.from_config(text, init, number, _dtype_name("from_config", dtype)))
+    name = _dtype_name("from_config", dtype)
+    if name == "float16":
+        raise ValueError(f"from_config: dtype must be float32, float64 or bfloat16, got {name}")
+    return Decoder(_core.Decoder.from_config(text, init, number, name))
 
 
 def _dtype_name(function: str, dtype: torch.dtype | str) -> str:
@@ -377,30 +377,14 @@ def _index(name: str, value: int | None) -> int | None:
     return None if value is None else _arguments.integer("tensor", name, value, 0, 2**31)
 
 
+def _computed(module: torch.nn.Module, leaf: str) -> Any:
+    """What stands in a parameter's place: torch.nn.utils' parametrize, prune, weight_norm, ..."""
+    for hook in module._forward_pre_hooks.values():  # some compute it there
+        hook(module, ())
+    return getattr(module, leaf, None)
+
+
 def _callable(function: str, name: str, value: Callable[..., Any]) -> Callable[..., Any]:
     if not callable(value):
         raise TypeError(f"{function}: {name} must be callable, got {type(value).__name__}")
     return value
-
-
-def _check_layout(function: str, name: str, tensor: torch.Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_meta:
-        raise ValueError(
-            f"{function}: {name} must be a strided tensor with data, got {tensor.layout} on "
-            f"{tensor.device}"
-        )
-
-
-def _mask(function: str, mask: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:
-    if mask is None:
-        return None
-    if isinstance(mask, torch.Tensor):
-        _check_layout(function, "attention_mask", mask)
-        return mask
-    try:
-        array = np.asarray(mask)
-    except ValueError:  # rows of unequal length
-        array = np.asarray("")
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{function}: attention_mask must be a tensor or array of numbers")
-    return torch.from_numpy(array != 0)

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "paperlab/core/error.h"
 #include "paperlab/io/npy_internal.h"
@@ -37,7 +38,7 @@ class DictReader {
  public:
   DictReader(const std::string& source, std::string_view text) : source_(source), text_(text) {}
 
-  void read(NpyArray& array) {
+  void read(NpyView& array) {
     expect('{');
     while (!accept('}')) {
       const std::string key = quoted();
@@ -100,7 +101,7 @@ class DictReader {
     return inside;
   }
 
-  void value(const std::string& key, NpyArray& array) {
+  void value(const std::string& key, NpyView& array) {
     if (key == "descr") {
       skip_space();
       if (text_.starts_with('[')) {
@@ -211,22 +212,27 @@ void append_little_endian(std::string& out, std::uint64_t value, std::size_t num
   }
 }
 
-NpyArray parse_npy(const std::string& source, std::span<const std::byte> file) {
+NpyView view_npy(const std::string& source, std::span<const std::byte> file) {
   std::size_t start = 0;
   std::size_t num_bytes = 0;
   locate_header(source, file, start, num_bytes);
-  NpyArray array;
+  NpyView array;
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + start, num_bytes);
   DictReader(source, text).read(array);
-  const std::span<const std::byte> data = file.subspan(start + num_bytes);
+  array.bytes = file.subspan(start + num_bytes);
   const std::optional<std::uint64_t> wanted = tensor_bytes(array.type, array.shape);
-  if (!wanted || *wanted != data.size()) {
-    throw ValueError(source + ": has " + std::to_string(data.size()) + " bytes of data, " +
+  if (!wanted || *wanted != array.bytes.size()) {
+    throw ValueError(source + ": has " + std::to_string(array.bytes.size()) + " bytes of data, " +
                      element_type_name(array.type) + " of shape " + shape_text(array.shape) +
                      " needs " + (wanted ? std::to_string(*wanted) : "more than a file can hold"));
   }
-  array.bytes.assign(data.begin(), data.end());
   return array;
+}
+
+NpyArray parse_npy(const std::string& source, std::span<const std::byte> file) {
+  NpyView view = view_npy(source, file);
+  return {
+      view.type, std::move(view.shape), view.is_fortran, {view.bytes.begin(), view.bytes.end()}};
 }
 
 std::string npy_header(const std::string& source, const NpyArray& array) {

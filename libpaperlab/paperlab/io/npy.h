@@ -24,13 +24,24 @@ struct NpyArray {
   std::vector<std::byte> bytes;  ///< in that order
 };
 
+/// An array in somebody else's memory.
+struct NpyView {
+  ElementType type = ElementType::kF64;
+  std::vector<std::int64_t> shape;
+  bool is_fortran = false;
+  std::span<const std::byte> bytes;  ///< at any address: formats do not promise an alignment
+};
+
 /// The elements in row-major order, whatever order the array has.
 PAPERLAB_API NpyArray row_major(const NpyArray& array);
 
-/// Returns the array in the bytes of a .npy file.
+/// Returns where the array lies in the bytes of a .npy file, for files that are mapped.
 /// \param source  the file's name, for messages.
 /// \throws ValueError  "SOURCE: reason" if it is malformed, truncated or longer than its array.
 /// \throws DTypeError  if the elements are of another type (big endian, object, string, ...).
+PAPERLAB_API NpyView view_npy(const std::string& source, std::span<const std::byte> file);
+
+/// A copy of that array; errors as of view_npy().
 PAPERLAB_API NpyArray parse_npy(const std::string& source, std::span<const std::byte> file);
 
 /// Returns the arrays in the bytes of a .npz file, without `.npy` in their names.

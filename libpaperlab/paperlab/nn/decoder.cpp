@@ -72,6 +72,20 @@ void check_tokens(const at::Tensor& tokens, std::int64_t vocab_size) {
                     least < 0 ? least : most);
 }
 
+// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ...
+void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
+  const at::Tensor& first = *parameters.front().value;
+  TORCH_CHECK_VALUE(!first.is_meta(), kFunction, ": parameters must have data, got meta tensors");
+  for (const auto& [spec, value] : parameters) {
+    TORCH_CHECK_VALUE(value->sizes() == at::IntArrayRef(spec.shape), kFunction, ": ", spec.name,
+                      " must be of shape ", at::IntArrayRef(spec.shape), ", got ", value->sizes());
+    TORCH_CHECK_TYPE(
+        value->scalar_type() == first.scalar_type() && value->device() == first.device(), kFunction,
+        ": ", spec.name, " must be ", first.scalar_type(), " on ", first.device(),
+        " as the other parameters, got ", value->scalar_type(), " on ", value->device());
+  }
+}
+
 // Where nothing is recorded, operators need not ask: a decoded token is some 500 of them.
 class NoRecording {
  public:
@@ -285,6 +299,7 @@ at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start, C
 
 at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& options) const {
   const NoRecording no_recording(options.cache != nullptr);
+  check_parameters(parameters_);
   check_tokens(tokens, config_.vocab_size);
   const at::ScalarType dtype = parameters_.front().value->scalar_type();
   TORCH_CHECK_TYPE(dtype != at::kHalf, kFunction,

@@ -22,7 +22,7 @@ namespace {
 void check_options(const Decoder& decoder, const at::Tensor& tokens,
                    const GenerateOptions& options) {
   TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2 && tokens.numel() >= 1,
-                    "generate: tokens must be [B, T] with B and T >= 1");
+                    "generate: tokens must be [B, T] with B and T >= 1, got ", tokens.sizes());
   TORCH_CHECK_VALUE(options.max_new_tokens >= 0, "generate: max_new_tokens must be >= 0, got ",
                     options.max_new_tokens);
   TORCH_CHECK_VALUE(options.temperature >= 0.0 && options.temperature < 1e30,
@@ -97,7 +97,7 @@ at::Tensor generate_all(const Decoder& decoder, const at::Tensor& tokens,
       next = next.masked_fill(ended, options.pad.value_or(options.eos.front()));
     }
     columns.push_back(next.unsqueeze(1));
-    const bool goes_on = !options.on_tokens || options.on_tokens(next);
+    const bool goes_on = !options.on_tokens || options.on_tokens(next.clone());
     if (!options.eos.empty()) {
       const at::Tensor ends = is_end(next, options.eos);
       ended = ended.defined() ? ended.logical_or(ends) : ends;

@@ -1,11 +1,7 @@
 #include "paperlab/nn/hf_config.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "paperlab/core/error.h"
@@ -122,8 +118,9 @@ void read_sizes(Settings& settings, const ModelType& type, DecoderConfig& config
                                         type.num_kv_heads ? type.num_kv_heads : config.num_heads);
   }
   if (config.num_heads % config.num_kv_heads != 0) {
-    settings.refuse("num_key_value_heads",
-                    "a divisor of num_attention_heads (" + std::to_string(config.num_heads) + ")");
+    settings.refuse("num_key_value_heads", "a divisor of num_attention_heads (" +
+                                               std::to_string(config.num_heads) + "), unlike " +
+                                               std::to_string(config.num_kv_heads));
   }
   if (type.head_dim != 0) {
     config.head_dim = settings.size("head_dim", type.head_dim);
@@ -283,85 +280,35 @@ std::optional<std::string> read_dtype(Settings& settings) {
   return name.starts_with("torch.") ? name.substr(6) : name;
 }
 
-// Of the program, of training, of other heads, of generation: transformers has them in any
+// Of the program and of training, of other heads, of generation: transformers has them in any
 // config.json, and no logit depends on them.
+constexpr const char* kHarmless[] = {
+    "transformers_version torch_dtype dtype use_cache _name_or_path name_or_path "
+    "_model_name_or_path _commit_hash auto_map attn_implementation _attn_implementation "
+    "_attn_implementation_autoset torchscript return_dict use_return_dict output_attentions "
+    "output_hidden_states gradient_checkpointing use_bfloat16 tf_legacy_loss tokenizer_class "
+    "prefix task_specific_params transformers.js_config is_llama_config max_sequence_length "
+    "model_max_length is_decoder unsloth_version unsloth_fixed",
+    "id2label label2id num_labels problem_type finetuning_task classifier_dropout "
+    "attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop residual_dropout "
+    "embedding_dropout attention_probs_dropout_prob hidden_dropout_prob",
+    "bos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
+    "forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens "
+    "begin_suppress_tokens max_length min_length max_new_tokens do_sample early_stopping "
+    "num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p "
+    "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+    "num_return_sequences output_scores return_dict_in_generate remove_invalid_values "
+    "exponential_decay_length_penalty"};
+
 void allow_harmless(Settings& settings) {
-  settings.allow({"transformers_version",
-                  "torch_dtype",
-                  "dtype",
-                  "use_cache",
-                  "_name_or_path",
-                  "name_or_path",
-                  "_model_name_or_path",
-                  "_commit_hash",
-                  "auto_map",
-                  "attn_implementation",
-                  "_attn_implementation",
-                  "_attn_implementation_autoset",
-                  "torchscript",
-                  "return_dict",
-                  "use_return_dict",
-                  "output_attentions",
-                  "output_hidden_states",
-                  "gradient_checkpointing",
-                  "use_bfloat16",
-                  "tf_legacy_loss",
-                  "tokenizer_class",
-                  "prefix",
-                  "task_specific_params",
-                  "transformers.js_config",
-                  "is_llama_config",
-                  "max_sequence_length",
-                  "model_max_length",
-                  "is_decoder",
-                  "unsloth_version",
-                  "unsloth_fixed"});
-  settings.allow({"id2label", "label2id", "num_labels", "problem_type", "finetuning_task",
-                  "classifier_dropout", "attention_dropout", "hidden_dropout", "resid_pdrop",
-                  "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout",
-                  "attention_probs_dropout_prob", "hidden_dropout_prob"});
-  settings.allow({"bos_token_id",
-                  "sep_token_id",
-                  "cls_token_id",
-                  "mask_token_id",
-                  "unk_token_id",
-                  "decoder_start_token_id",
-                  "forced_bos_token_id",
-                  "forced_eos_token_id",
-                  "bad_words_ids",
-                  "suppress_tokens",
-                  "begin_suppress_tokens",
-                  "max_length",
-                  "min_length",
-                  "max_new_tokens",
-                  "do_sample",
-                  "early_stopping",
-                  "num_beams",
-                  "num_beam_groups",
-                  "diversity_penalty",
-                  "temperature",
-                  "top_k",
-                  "top_p",
-                  "typical_p",
-                  "repetition_penalty",
-                  "length_penalty",
-                  "no_repeat_ngram_size",
-                  "encoder_no_repeat_ngram_size",
-                  "num_return_sequences",
-                  "output_scores",
-                  "return_dict_in_generate",
-                  "remove_invalid_values",
-                  "exponential_decay_length_penalty"});
+  for (const char* keys : kHarmless) {
+    settings.allow(keys);
+  }
   settings.only("is_encoder_decoder", false);
   settings.only("add_cross_attention", false);
   settings.only("tie_encoder_decoder", false);
   settings.only("chunk_size_feed_forward", 0);
   settings.only("pruned_heads", Json::object());
-}
-
-bool exists(const std::string& path) {
-  struct stat status{};
-  return stat(path.c_str(), &status) == 0;
 }
 
 }  // namespace
@@ -393,35 +340,6 @@ HfModel read_hf_config(const std::string& source, const Json& config,
     read_token_ids(generation, model.config);
   }
   return model;
-}
-
-HfDirectory read_hf_directory(const std::string& path) {
-  if (!exists(path)) {
-    throw IoError(path + ": " + std::strerror(ENOENT), ENOENT);
-  }
-  const std::string config_path = path + "/config.json";
-  if (!exists(config_path)) {
-    throw IoError(config_path + ": " + std::strerror(ENOENT) +
-                      "; a model's directory has config.json and model.safetensors",
-                  ENOENT);
-  }
-  HfDirectory directory{path, read_json(config_path), std::nullopt, {}, {}};
-  const std::string generation_path = path + "/generation_config.json";
-  if (exists(generation_path)) {
-    directory.generation_config = read_json(generation_path);
-  }
-  directory.model =
-      read_hf_config(config_path, directory.config,
-                     directory.generation_config ? &*directory.generation_config : nullptr);
-  for (const char* name :
-       {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"}) {
-    const std::string file = path + '/' + name;
-    if (exists(file)) {
-      directory.tokenizer_files.push_back(file);
-    }
-  }
-  return directory;
 }
 
 }  // namespace paperlab::nn

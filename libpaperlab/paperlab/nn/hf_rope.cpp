@@ -141,9 +141,10 @@ void read_scaled(Settings& rope, RopeConfig& config) {
     rope.refuse("rope_type", "another one where 2 lanes are rotated");  // base ^ (R / (R - 2))
   }
   // Those of another scaling change nothing.
-  rope.allow({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
-              "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim",
-              "truncate"});
+  rope.allow(
+      "factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast "
+      "beta_slow "
+      "attention_factor mscale mscale_all_dim truncate");
 }
 
 }  // namespace

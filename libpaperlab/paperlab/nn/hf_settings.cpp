@@ -1,7 +1,10 @@
 #include <cmath>
+#include <iterator>
+#include <sstream>
 #include <utility>
 
 #include "paperlab/core/error.h"
+#include "paperlab/io/safetensors.h"
 #include "paperlab/nn/hf_settings_internal.h"
 
 namespace paperlab::nn {
@@ -120,15 +123,18 @@ void Settings::only(const std::string& key, const Json& value) {
   }
 }
 
-void Settings::allow(std::initializer_list<const char*> keys) {
-  allowed_.insert(keys.begin(), keys.end());
+void Settings::allow(const std::string& keys) {
+  std::istringstream words(keys);
+  allowed_.insert(std::istream_iterator<std::string>(words), {});
 }
 
 void Settings::refuse_others(const std::string& what) const {
+  const std::string counting = what + "; those that count are " + list(read_);
   for (const auto& [key, value] : object_.items()) {
     if (!value.is_null() && read_.count(key) == 0 && allowed_.count(key) == 0) {
-      throw ValueError(source_ + ": setting " + shown(prefix_ + key) + " (" + shown(value) +
-                       ") is not known for " + what + "; those that count are " + list(read_));
+      std::string message = source_ + ": setting " + io::quoted_name(prefix_ + key) + " (";
+      message += shown(value) + ") is not known for ";
+      throw ValueError(message += counting);
     }
   }
 }

@@ -2,7 +2,6 @@
 // Settings of a Hugging Face JSON file, read one by one: what was not asked for is not known.
 
 #include <cstdint>
-#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <set>
@@ -44,8 +43,8 @@ class Settings {
   /// The key may be there with this value, or null.
   void only(const std::string& key, const Json& value);
 
-  /// These may be there with any value: they change no number.
-  void allow(std::initializer_list<const char*> keys);
+  /// These, separated by spaces, may be there with any value: they change no number.
+  void allow(const std::string& keys);
 
   /// Refuses keys that are not known, unless they are null. `what` names the kind of file.
   void refuse_others(const std::string& what) const;

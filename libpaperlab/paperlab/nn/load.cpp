@@ -19,7 +19,7 @@ std::vector<at::Tensor> values_of(NamedTensors tensors) {
 }  // namespace
 
 HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype) {
-  HfDecoder model{read_hf_directory(directory), {}, nullptr};
+  HfDecoder model{read_hf_directory(directory), {}, nullptr, {}};
   const io::Checkpoint checkpoint(directory);
   MapOptions options;
   options.dtype = dtype;
@@ -33,7 +33,8 @@ HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype
 }
 
 HfDecoder new_decoder(const Json& config, Init init, std::uint64_t seed, at::ScalarType dtype) {
-  HfDecoder model{{"", config, std::nullopt, read_hf_config("config", config), {}}, {}, nullptr};
+  HfDecoder model{
+      {"", config, std::nullopt, read_hf_config("config", config), {}}, {}, nullptr, {}};
   const HfModel& hf = model.directory.model;
   model.decoder = std::make_shared<Decoder>(
       hf.config, hf.family, initial_values(hf.config, hf.family, init, seed, dtype));
@@ -44,7 +45,9 @@ void save(const HfDecoder& model, const std::string& directory) {
   const auto& parameters = model.decoder->parameters();
   SaveRequest request;
   request.directory = directory;
-  request.config = with_dtype(model.directory.config, parameters.front().value->scalar_type());
+  const at::ScalarType dtype = parameters.front().value->scalar_type();
+  request.config =
+      model.dtype == dtype ? model.directory.config : with_dtype(model.directory.config, dtype);
   request.generation_config = model.directory.generation_config;
   for (const Decoder::Parameter& parameter : parameters) {
     request.tensors.emplace_back(parameter.spec.name, parameter.value->detach());

@@ -20,8 +20,10 @@ namespace paperlab::nn {
 /// A decoder and what its directory says besides.
 struct HfDecoder {
   HfDirectory directory;   ///< As it was read; for a new decoder the settings alone.
-  FileNames file_names{};  ///< Tensors that the files hold twice.
+  FileNames file_names{};  ///< Tensors that the files hold twice, or by another name.
   std::shared_ptr<Decoder> decoder;
+  /// Of the parameters as the settings describe them; save() writes another one into the settings.
+  std::optional<at::ScalarType> dtype{};
 };
 
 /// Loads the decoder of a directory (Llama, Mistral, Qwen2, Qwen3, GPT-NeoX). Its parameters are

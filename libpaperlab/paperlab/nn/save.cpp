@@ -136,6 +136,7 @@ std::map<std::string, at::Tensor> named_for_files(const SaveRequest& request) {
 
 std::vector<io::TensorSpec> specs_of(const std::map<std::string, at::Tensor>& tensors) {
   std::vector<io::TensorSpec> specs;
+  specs.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) {
     specs.push_back({name, find_type(tensor.scalar_type())->element, tensor.sizes().vec()});
   }

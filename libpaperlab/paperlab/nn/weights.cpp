@@ -239,6 +239,7 @@ std::vector<at::Tensor> stored_tensors(const Found& found, Files& files,
     return read_all(found.parameters);
   }
   std::vector<at::Tensor> tensors;
+  tensors.reserve(found.parameters.size());
   for (const Location& location : found.parameters) {
     tensors.push_back(files.map(location));
   }

@@ -129,6 +129,7 @@ TEST_F(SaveTest, TensorsOfAnyStridesAreWritten) {
                      {"leaf", at::ones({2, 2}).t().set_requires_grad(true)},
                      {"scalar", at::full({}, 2.5, at::kDouble)},
                      {"of_many", base[4][7]},
+                     {"negative_view", base.slice(0, 0, 2)._neg_view()},
                      {"none", at::zeros({0, 4})},
                      {"none_strided", at::zeros({4, 0}).t()}};
   save(strided);

@@ -1,0 +1,48 @@
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "paperlab/core/error.h"
+#include "paperlab/nn/hf_config.h"
+
+namespace paperlab::nn {
+namespace {
+
+bool exists(const std::string& path) {
+  struct stat status{};
+  return stat(path.c_str(), &status) == 0;
+}
+
+}  // namespace
+
+HfDirectory read_hf_directory(const std::string& path) {
+  if (!exists(path)) {
+    throw IoError(path + ": " + std::strerror(ENOENT), ENOENT);
+  }
+  const std::string config_path = path + "/config.json";
+  if (!exists(config_path)) {
+    throw IoError(config_path + ": " + std::strerror(ENOENT) +
+                      "; a model's directory has config.json and model.safetensors",
+                  ENOENT);
+  }
+  HfDirectory directory{path, read_json(config_path), std::nullopt, {}, {}};
+  const std::string generation_path = path + "/generation_config.json";
+  if (exists(generation_path)) {
+    directory.generation_config = read_json(generation_path);
+  }
+  directory.model =
+      read_hf_config(config_path, directory.config,
+                     directory.generation_config ? &*directory.generation_config : nullptr);
+  for (const char* name :
+       {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"}) {
+    const std::string file = path + '/' + name;
+    if (exists(file)) {
+      directory.tokenizer_files.push_back(file);
+    }
+  }
+  return directory;
+}
+
+}  // namespace paperlab::nn

@@ -1,0 +1,68 @@
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "paperlab/core/error.h"
+#include "paperlab/io/element_type.h"
+#include "paperlab/nn/hf_config.h"
+#include "tests/fuzz/targets.h"
+
+namespace paperlab::io {
+namespace {
+
+constexpr int kMaxDepth = 64;  // as read_json()
+constexpr std::int64_t kMaxNamedLayers = 20;
+
+void must(bool holds) {
+  if (!holds) {
+    std::abort();
+  }
+}
+
+Json parse(std::string_view text) {
+  return Json::parse(text, [](int depth, Json::parse_event_t, const Json&) {
+    if (depth > kMaxDepth) {
+      throw ValueError("too deep");
+    }
+    return true;
+  });
+}
+
+// What a decoder is built from.
+void check(const nn::HfModel& model) {
+  const nn::DecoderConfig& c = model.config;
+  for (const std::int64_t size : {c.vocab_size, c.num_layers, c.d_model, c.num_heads,
+                                  c.num_kv_heads, c.head_dim, c.d_ff, c.max_positions}) {
+    must(size >= 1 && size <= 0x7fffffff);
+  }
+  must(c.num_heads % c.num_kv_heads == 0);
+  must(c.rope.rotary_dim % 2 == 0 && c.rope.rotary_dim <= c.head_dim);
+  must(c.rope.base > 0 && c.rope.factor > 0 && c.norm_eps >= 0);
+  must(c.rope.max_positions <= c.max_positions);
+  must(c.windows.empty() || static_cast<std::int64_t>(c.windows.size()) == c.num_layers);
+  must(std::all_of(c.windows.begin(), c.windows.end(), [](auto w) { return w >= 0; }));
+  if (c.num_layers <= kMaxNamedLayers) {
+    for (const nn::ParameterSpec& spec : nn::parameter_specs(c, model.family)) {
+      must(std::all_of(spec.shape.begin(), spec.shape.end(), [](auto n) { return n >= 1; }));
+      must(tensor_bytes(ElementType::kF64, spec.shape).has_value());
+    }
+  }
+}
+
+}  // namespace
+
+void fuzz_config(const std::uint8_t* data, std::size_t num_bytes) {
+  const std::string_view text(reinterpret_cast<const char*>(data), num_bytes);
+  try {
+    const Json config = parse(text);
+    check(nn::read_hf_config("fuzz/config.json", config));
+    check(nn::read_hf_config("fuzz/config.json", config, &config));
+  } catch (const Json::exception&) {
+    return;  // no JSON; read_json() says so in its own words
+  } catch (const ValueError&) {
+    return;
+  }
+}
+
+}  // namespace paperlab::io
