@@ -20,15 +20,20 @@ COMMANDS = {
     "./paperlab test": "the command that runs this file",
     "./paperlab help": "test_help_lists_every_verb_of_the_readme",
     "./paperlab python FILE": "test_python_example",
+    "./paperlab fetch smollm2": "smollm2_test.py",
+    "./paperlab generate": "generate_command_test.py",
+    "./paperlab eval": "eval_command_test.py",
+    "./paperlab train": "train_command_test.py",
+    "./paperlab convert": "convert_test.py",
     "pip install . --no-build-isolation": "install_test.py",
     "./paperlab install --prefix DIR": "install_test.py",
 }
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md has no {language} block"
-    return found.group(1)
+def block(language: str, index: int = 0) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert len(found) > index, f"README.md has no such {language} block"
+    return str(found[index])
 
 
 def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -50,6 +55,16 @@ def test_python_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "odd number of b: [1 0]" in done.stdout
     assert "gradient of q: [1, 8, 100, 64]" in done.stdout
+
+
+def test_decoder_example(tmp_path: Path) -> None:
+    example = tmp_path / "example.py"
+    example.write_text(block("python", 1))
+    done = run(ROOT / "paperlab", "python", example)
+    assert done.returncode == 0, done.stderr
+    first, last = re.findall(r"loss (\S+) to (\S+)", done.stdout)[0]
+    assert float(last) < float(first) - 1.0
+    assert re.search(r"perplexity \d", done.stdout) and "new tokens: [" in done.stdout
 
 
 def test_cpp_example(tmp_path: Path) -> None:
