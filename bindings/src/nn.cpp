@@ -27,6 +27,7 @@ namespace py = pybind11;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 using OptionalTensor = std::optional<at::Tensor>;
 using Function = std::function<at::Tensor(const at::Tensor&)>;
+using OnWindow = std::function<bool(std::int64_t)>;
 
 const std::map<std::string, at::ScalarType> kDtypes = {{"float32", at::kFloat},
                                                        {"float64", at::kDouble},
@@ -93,8 +94,10 @@ std::vector<std::pair<std::string, at::Tensor>> parameters(const nn::HfDecoder& 
 }
 
 at::Tensor forward(const nn::HfDecoder& model, const at::Tensor& tokens,
-                   const OptionalTensor& attention_mask, nn::Cache* cache, bool last_only) {
-  return model.decoder->forward(tokens, {attention_mask.value_or(at::Tensor()), cache, last_only});
+                   const OptionalTensor& attention_mask, const std::optional<nn::Cache*>& cache,
+                   bool last_only) {
+  return model.decoder->forward(
+      tokens, {attention_mask.value_or(at::Tensor()), cache.value_or(nullptr), last_only});
 }
 
 at::Tensor hidden(const nn::HfDecoder& model, const at::Tensor& tokens,
@@ -103,14 +106,14 @@ at::Tensor hidden(const nn::HfDecoder& model, const at::Tensor& tokens,
 }
 
 at::Tensor token_nll(const nn::HfDecoder& model, const at::Tensor& tokens, std::int64_t context,
-                     std::int64_t stride, std::function<bool(std::int64_t)> on_window) {
-  return eval::token_nll(*model.decoder, tokens, {context, stride, std::move(on_window)});
+                     std::int64_t stride, const std::optional<OnWindow>& on_window) {
+  return eval::token_nll(*model.decoder, tokens, {context, stride, on_window.value_or(nullptr)});
 }
 
 at::Tensor token_nll_of(const Function& logits, const at::Tensor& tokens, std::int64_t context,
-                        std::int64_t stride, std::function<bool(std::int64_t)> on_window) {
+                        std::int64_t stride, const std::optional<OnWindow>& on_window) {
   return eval::token_nll({logits, [](const at::Tensor& rows) { return rows; }}, tokens,
-                         {context, stride, std::move(on_window)});
+                         {context, stride, on_window.value_or(nullptr)});
 }
 
 // A copy of the settings with parts of its own; the tensors are the same until set_parameter.

@@ -6,8 +6,10 @@
 namespace paperlab::bindings {
 
 void register_core(pybind11::module_& m);
+void register_data(pybind11::module_& m);
 void register_io(pybind11::module_& m);
 void register_nn(pybind11::module_& m);
 void register_regular_language(pybind11::module_& m);
+void register_train(pybind11::module_& m);
 
 }  // namespace paperlab::bindings

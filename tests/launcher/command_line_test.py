@@ -77,6 +77,10 @@ def test_works_from_bash_and_coreutils_alone(bare: Checkout, tmp_path: Path) -> 
         (["data", "fetch", "code", "--domain", "c"], "did you mean '--domains'?"),
         (["data", "stats", "code", "--domains", "c"], "stats takes no --domains"),
         (["data", "fetch", "code", "--json"], "fetch takes no --json"),
+        (["data", "stats", "code", "--bpe", "9"], "stats takes no --bpe"),
+        (["data", "tokens"], "tokens needs the NAME of a recipe"),
+        (["data", "tokens", "code", "--bpe", "4k"], "--bpe needs a number of tokens, got '4k'"),
+        (["data", "tokens", "code", "--bpe=9", "--tokenizer=x"], "exclude each other"),
     ],
 )
 def test_error_of_the_command_line(bare: Checkout, arguments: list[str], message: str) -> None:
@@ -184,6 +188,8 @@ def test_data_passes_its_arguments_and_exit_code_on(checkout: Checkout) -> None:
     assert checkout.run("data", "list").stdout == "['data', 'list']\n"
     run = checkout.run("data", "stats", "code", "--json")
     assert run.stdout == "['data', 'stats', '--json', '--', 'code']\n"
+    run = checkout.run("data", "tokens", "code", "--bpe", "999", "--separator=none")
+    assert run.stdout == "['data', 'tokens', '--bpe=999', '--separator=none', '--', 'code']\n"
 
 
 def test_doctor_json_before_set_up(bare: Checkout) -> None:

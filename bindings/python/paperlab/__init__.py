@@ -19,7 +19,18 @@ import torch  # noqa: E402
 from paperlab import _arguments, _core  # noqa: E402
 
 if TYPE_CHECKING:
-    from paperlab import convert, data, eval, integrations, io, models, nn, ops, regular_language
+    from paperlab import (
+        convert,
+        data,
+        eval,  # noqa: A004
+        integrations,
+        io,
+        models,
+        nn,
+        ops,
+        regular_language,
+        train,
+    )
 
 __all__ = [
     "__version__",
@@ -34,6 +45,7 @@ __all__ = [
     "ops",
     "regular_language",
     "set_num_threads",
+    "train",
 ]
 
 __version__: str = _core.build_info().version
@@ -48,6 +60,7 @@ _MODULES = (
     "nn",
     "ops",
     "regular_language",
+    "train",
 )
 
 

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy.typing as npt
 import torch
@@ -159,7 +159,7 @@ def _scored(
     tokens: torch.Tensor,
     context: int,
     stride: int,
-    reports: Callable[[int], bool] | None = None,
+    reports: Callable[[SupportsInt], bool] | None = None,
 ) -> Scores:
     if isinstance(model, Decoder):
         model.bind()

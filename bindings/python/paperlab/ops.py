@@ -6,7 +6,15 @@ import torch
 
 from paperlab import _arguments
 
-__all__ = ["attention", "even_pairs_loss", "linear", "rms_norm", "rope", "swiglu"]
+__all__ = [
+    "attention",
+    "even_pairs_loss",
+    "linear",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rope",
+    "swiglu",
+]
 
 _LARGEST = 2**63 - 1
 
@@ -120,9 +128,7 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
     return loss
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Returns x weight^T + bias, [..., N], new and contiguous.
 
     x: [..., K], at least one dimension, float32, float64 or bfloat16, any strides.
@@ -140,6 +146,54 @@ def linear(
         _check_tensor("linear", "bias", bias)
     y: torch.Tensor = torch.ops.paperlab.linear(x, weight, bias)
     return y
+
+
+def linear_cross_entropy(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    z_loss: float = 0.0,
+) -> torch.Tensor:
+    """Returns the cross-entropy of the rows of x weight^T + bias, without the matrix of logits.
+
+    Each row whose target counts has lse - logits[target] + z_loss lse^2, lse = ln sum e^logits.
+    x: [..., D], float32, float64 or bfloat16, any strides.
+    weight: [V, D], V >= 1, of x's dtype and device, any strides; may be an embedding.
+    target: int64 of x's leading dimensions, 0..V-1 or ignore_index.
+    bias: [V], of x's dtype and device. None: zeros.
+    ignore_index: the target of rows that do not count.
+    reduction: "mean" of the rows that count (NaN with gradients of 0 if none does) or "sum", [];
+      "none": of target's shape, 0 for rows that do not count.
+    z_loss: finite, >= 0.
+    The result is float32 (float64 for float64), differentiable once with respect to x, weight and
+    bias. Logits exist for a chunk at a time; the backward pass computes them again.
+
+    Raises ValueError if a shape, device, layout or value is not as above, TypeError for a dtype or
+    type. On the CPU the same bits from run to run and for any number of threads.
+    Source: Wijmans et al., arXiv:2411.09009.
+    """
+    for name, value in (("x", x), ("weight", weight), ("target", target)):
+        _check_tensor("linear_cross_entropy", name, value)
+    if bias is not None:
+        _check_tensor("linear_cross_entropy", "bias", bias)
+    if not isinstance(reduction, str):
+        raise _arguments.ArgumentTypeError(
+            f"linear_cross_entropy: reduction must be a str, got {type(reduction).__name__}"
+        )
+    if not torch.compiler.is_compiling():
+        ignore_index = _arguments.integer(
+            "linear_cross_entropy", "ignore_index", ignore_index, -_LARGEST - 1, _LARGEST
+        )
+        z_loss = _arguments.real("linear_cross_entropy", "z_loss", z_loss)
+    loss: torch.Tensor
+    loss, _ = torch.ops.paperlab.linear_cross_entropy(
+        x, weight, target, bias, ignore_index, reduction, z_loss
+    )
+    return loss
 
 
 @overload

@@ -95,9 +95,8 @@ at::Tensor token_nll(nn::Decoder& decoder, const at::Tensor& tokens, const Windo
   if (tokens.defined() && tokens.numel() > 0 && tokens.scalar_type() == at::kLong) {
     check_tokens(tokens, decoder.config().vocab_size);
   }
-  const nn::LinearHooks no_hooks;
   return token_nll({[&](const at::Tensor& window) { return decoder.hidden(window); },
-                    [&](const at::Tensor& state) { return decoder.head()(state, no_hooks); }},
+                    [&](const at::Tensor& state) { return decoder.logits(state); }},
                    tokens, options);
 }
 

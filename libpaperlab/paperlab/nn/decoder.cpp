@@ -18,6 +18,7 @@ namespace paperlab::nn {
 namespace {
 
 constexpr char kFunction[] = "nn::Decoder";
+constexpr char kForward[] = "nn::Decoder::forward";
 
 template <class T>
 std::string text_of(const T& value) {
@@ -60,27 +61,15 @@ void check_value(const ParameterSpec& spec, const at::Tensor& value) {
       kFunction, spec.name + " in float32, float64, bfloat16 or float16", c10::toString(dtype));
 }
 
-void check_tokens(const at::Tensor& tokens, std::int64_t vocab_size) {
-  TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2 && tokens.numel() >= 1, kFunction,
-                    ": tokens must be [B, T] with B and T >= 1, got ", tokens.sizes());
-  TORCH_CHECK_TYPE(tokens.scalar_type() == at::kLong, kFunction, ": tokens must be int64, got ",
-                   tokens.scalar_type());
-  const auto least = tokens.min().item<std::int64_t>();
-  const auto most = tokens.max().item<std::int64_t>();
-  TORCH_CHECK_VALUE(least >= 0 && most < vocab_size, kFunction,
-                    ": tokens must be 0.. vocab_size-1 (vocab_size ", vocab_size, "), got token ",
-                    least < 0 ? least : most);
-}
-
 // Shapes, dtypes and devices change in place: Module.to(), tensor.data = ...
 void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
   const at::Tensor& first = *parameters.front().value;
-  TORCH_CHECK_VALUE(!first.is_meta(), kFunction, ": parameters must have data, got meta tensors");
+  TORCH_CHECK_VALUE(!first.is_meta(), kForward, ": parameters must have data, got meta tensors");
   for (const auto& [spec, value] : parameters) {
-    TORCH_CHECK_VALUE(value->sizes() == at::IntArrayRef(spec.shape), kFunction, ": ", spec.name,
+    TORCH_CHECK_VALUE(value->sizes() == at::IntArrayRef(spec.shape), kForward, ": ", spec.name,
                       " must be of shape ", at::IntArrayRef(spec.shape), ", got ", value->sizes());
     TORCH_CHECK_TYPE(
-        value->scalar_type() == first.scalar_type() && value->device() == first.device(), kFunction,
+        value->scalar_type() == first.scalar_type() && value->device() == first.device(), kForward,
         ": ", spec.name, " must be ", first.scalar_type(), " on ", first.device(),
         " as the other parameters, got ", value->scalar_type(), " on ", value->device());
   }
@@ -244,6 +233,10 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
   require<ValueError>(batch_size >= 1 && max_length >= 1, "nn::Decoder::new_cache",
                       "batch_size and max_length >= 1",
                       std::to_string(batch_size) + " and " + std::to_string(max_length));
+  require<ValueError>(
+      max_length <= config_.max_positions, "nn::Decoder::new_cache",
+      "max_length of at most " + std::to_string(config_.max_positions) + " (max_positions)",
+      std::to_string(max_length));
   auto cache = std::make_unique<Cache>();
   cache->batch_size = batch_size;
   cache->max_length = max_length;
@@ -261,7 +254,7 @@ AttentionInput Decoder::positions(const at::Tensor& tokens, const at::Tensor& ke
   const std::int64_t length = tokens.size(1);
   const std::int64_t num_padding = key_start.defined() ? key_start.min().item<std::int64_t>() : 0;
   const std::int64_t seq_len = num_past + length - num_padding;
-  TORCH_CHECK_VALUE(seq_len <= config_.max_positions, kFunction, ": tokens must be at most ",
+  TORCH_CHECK_VALUE(seq_len <= config_.max_positions, kForward, ": tokens must be at most ",
                     config_.max_positions, " with those in the cache (max_positions), got ",
                     seq_len);
   AttentionInput input;
@@ -300,9 +293,9 @@ at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start, C
 at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& options) const {
   const NoRecording no_recording(options.cache != nullptr);
   check_parameters(parameters_);
-  check_tokens(tokens, config_.vocab_size);
+  check_tokens(kForward, tokens, config_.vocab_size);
   const at::ScalarType dtype = parameters_.front().value->scalar_type();
-  TORCH_CHECK_TYPE(dtype != at::kHalf, kFunction,
+  TORCH_CHECK_TYPE(dtype != at::kHalf, kForward,
                    ": computing needs parameters in float32, float64 or bfloat16, got float16; "
                    "load them in another dtype");
   Cache* cache = options.cache;
@@ -311,7 +304,7 @@ at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& optio
     return unpad(run(padding.tokens, padding.key_start, nullptr), padding);
   }
   check_cache(tokens, options.attention_mask, *cache);
-  TORCH_CHECK_VALUE(cache->layers.size() == blocks_.size(), kFunction,
+  TORCH_CHECK_VALUE(cache->layers.size() == blocks_.size(), kForward,
                     ": cache must be of this model, with ", blocks_.size(), " layers, got ",
                     cache->layers.size());
   const at::Tensor key_start = cache->length == 0
@@ -329,7 +322,9 @@ at::Tensor Decoder::forward(const at::Tensor& tokens, const ForwardOptions& opti
   if (options.last_only) {
     state = state.narrow(1, state.size(1) - 1, 1);
   }
-  return head_(state, hooks_);
+  return logits(state);
 }
+
+at::Tensor Decoder::logits(const at::Tensor& state) const { return head_(state, hooks_); }
 
 }  // namespace paperlab::nn

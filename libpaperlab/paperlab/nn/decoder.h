@@ -89,6 +89,8 @@ class PAPERLAB_API Decoder {
   /// \throws ValueError  if there is no such hook.
   void remove_linear_hook(std::int64_t id);
 
+  /// An empty cache.
+  /// \throws ValueError  unless batch_size >= 1 and max_length is in 1..config().max_positions.
   std::unique_ptr<Cache> new_cache(std::int64_t batch_size, std::int64_t max_length) const;
 
   /// The logits of the next token after each.
@@ -103,6 +105,9 @@ class PAPERLAB_API Decoder {
 
   /// The state after the final norm, [B, T, E]: what the head reads. As forward().
   at::Tensor hidden(const at::Tensor& tokens, const ForwardOptions& options = {}) const;
+
+  /// What the head makes of states [..., E]: [..., V].
+  at::Tensor logits(const at::Tensor& state) const;
 
  private:
   void make_blocks();

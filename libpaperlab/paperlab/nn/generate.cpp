@@ -21,8 +21,7 @@ namespace {
 
 void check_options(const Decoder& decoder, const at::Tensor& tokens,
                    const GenerateOptions& options) {
-  TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2 && tokens.numel() >= 1,
-                    "generate: tokens must be [B, T] with B and T >= 1, got ", tokens.sizes());
+  check_tokens("generate", tokens, decoder.config().vocab_size);
   TORCH_CHECK_VALUE(options.max_new_tokens >= 0, "generate: max_new_tokens must be >= 0, got ",
                     options.max_new_tokens);
   TORCH_CHECK_VALUE(options.temperature >= 0.0 && options.temperature < 1e30,

@@ -7,6 +7,9 @@
 
 namespace paperlab::nn {
 
+// Refuses what is no [B, T] of ids below vocab_size, in the name of `function`.
+void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size);
+
 struct Padding {
   at::Tensor tokens;     // [B, T], padding on the left
   at::Tensor key_start;  // [B] int64: how much; not defined: none

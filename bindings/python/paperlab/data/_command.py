@@ -33,21 +33,31 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", help="documents, bytes, packages and versions")
     stats.add_argument("name")
     stats.add_argument("--json", action="store_true", help="print the manifest")
+    tokens = commands.add_parser("tokens", help="the documents as tokens; documents, sizes")
+    tokens.add_argument("name")
+    tokens.add_argument("--domains", help="some domains, separated by commas")
+    kind = tokens.add_mutually_exclusive_group()
+    kind.add_argument("--tokenizer", default="bytes", help="bytes, or a tokenizer.json")
+    kind.add_argument("--bpe", type=int, help="train a byte-level BPE of that many tokens")
+    tokens.add_argument("--separator", help="id or text of a token after each document")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    command: Callable[[Any], int] = {"list": _list, "fetch": _fetch, "stats": _stats}[
-        options.command
-    ]
+    command: Callable[[Any], int] = {
+        "list": _list,
+        "fetch": _fetch,
+        "stats": _stats,
+        "tokens": _tokens,
+    }[options.command]
     try:
         return command(options)
     except UnknownNameError as error:
         print(f"paperlab {str(error).replace('data.', 'data ', 1)}", file=sys.stderr)
         return 2
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"paperlab data {options.command}: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -135,3 +145,32 @@ def _print_domain(domain: str, record: Record) -> None:
     dropped = ", ".join(f"{count} {why}" for why, count in record.get("dropped", {}).items())
     if dropped:
         print(f"{'':<8} dropped: {dropped}")
+
+
+def _tokens(options: argparse.Namespace) -> int:
+    recipe_named("data.tokens", options.name)
+    from paperlab.data import _encoders, _tokens  # loads the compiled core
+
+    domains = options.domains.split(",") if options.domains is not None else None
+    tokenizer, separator = options.tokenizer, options.separator
+    if options.bpe is not None:
+        tokenizer = _tokens.train_bpe(options.name, options.bpe, domains=domains)
+        separator = _encoders.END if separator is None else separator
+    if separator is not None and separator.isdecimal():
+        separator = int(separator)
+    tokens = _tokens.tokenize(
+        options.name,
+        tokenizer,
+        domains=domains,
+        separator=None if separator == "none" else separator,
+        notice=lambda line: print(f"data: {line}", flush=True),
+    )
+    print(f"{options.name}: {tokens.tokenizer}, {tokens.vocab_size:,} tokens, {tokens.folder}")
+    print(f"{'domain':<8} {'split':<6} {'documents':>10} {'tokens':>12} {'bytes/token':>12}")
+    for domain, splits in tokens.counts.items():
+        for split, count in splits.items():
+            share = f"{count.bytes / count.tokens:.3f}" if count.tokens else "-"
+            print(f"{domain:<8} {split:<6} {count.documents:>10,} {count.tokens:>12,} {share:>12}")
+    for domain, why in tokens.missing.items():
+        print(f"{domain:<8} missing: {why}")
+    return 0

@@ -97,7 +97,7 @@ def write_texts(folder: Path, splits: Mapping[str, Sequence[bytes]]) -> Record:
         (folder / f"{split}.bin").write_bytes(b"".join(documents))
         np.save(folder / f"{split}.npy", ends.astype("<u8"))
     for path in sorted(folder.iterdir()):
-        files[path.name] = _file_record(path)
+        files[path.name] = file_record(path)
     return {
         "documents": {split: len(splits.get(split, ())) for split in SPLITS},
         "bytes": {split: files[f"{split}.bin"]["bytes"] for split in SPLITS},
@@ -113,11 +113,12 @@ def write_images(folder: Path, splits: Mapping[str, tuple[Any, Any]]) -> Record:
     return {
         "documents": {split: len(labels) for split, (_, labels) in splits.items()},
         "bytes": {split: int(images.nbytes) for split, (images, _) in splits.items()},
-        "files": {path.name: _file_record(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: file_record(path) for path in sorted(folder.iterdir())},
     }
 
 
-def _file_record(path: Path) -> Record:
+def file_record(path: Path) -> Record:
+    """Size and hash of a file, whose bytes are on the disk afterwards."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -160,4 +161,17 @@ def locked(cache: Path, notice: Callable[[str], None]) -> Iterator[None]:
         except OSError:
             notice("waiting for another fetch into the same cache")
             fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def locked_once(path: Path) -> Iterator[None]:
+    """One writer at a time: BlockingIOError, naming the file, for a second one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = "another process writes these tokens"
+            raise BlockingIOError(error.errno, reason, str(path)) from None
         yield

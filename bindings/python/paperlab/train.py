@@ -1,0 +1,196 @@
+"""Training decoders: exact resumption, one line of metrics a step."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, Self, SupportsInt
+
+import numpy.typing as npt
+import torch
+
+from paperlab import _arguments, _core
+from paperlab.nn import Decoder
+
+__all__ = ["StepRecord", "fit"]
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Batch = torch.Tensor | npt.NDArray[Any]
+StepRecord = _core.StepRecord
+OnStep = Callable[[StepRecord], bool | Mapping[str, float] | None]
+
+_MOST = 2**53
+
+
+def fit(
+    model: Decoder,
+    data: Callable[[int], Batch],
+    *,
+    steps: int,
+    optimizer: str = "adamw",
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    min_learning_rate: float = 0.0,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    out: Path | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 2,
+    resume: str = "auto",
+    seed: int = 0,
+    momentum: float = 0.0,
+    decay_steps: int = 0,
+    on_step: OnStep | None = None,
+) -> dict[str, list[float]]:
+    """Trains a model in place; returns `loss`, `grad_norm` (before clipping), `learning_rate`.
+
+    The lists hold all steps, resumed ones included. The loss is the mean cross-entropy of the next
+    token over the batch.
+
+    model: what `nn.load` or `nn.from_config` returns; parameters that require gradients are
+    trained. data: returns a step's batch, integers [B, T + 1], as a function of the step alone.
+    optimizer: adamw | sgd (`momentum`; weight_decay is added to the gradient) | adafactor, with
+    the formulas of torch.optim. no_decay: fnmatch patterns of parameters that do not decay.
+    schedule: learning_rate * (step + 1) / warmup_steps while step < warmup_steps, then constant |
+    cosine (down to min_learning_rate at `steps`) | wsd (constant, then linear over the last
+    `decay_steps`). clip_norm: of all gradients together, as `clip_grad_norm_`. accumulate: parts
+    of a batch, computed one after another; must divide B.
+
+    out: a directory for metrics.jsonl (a line a step, flushed), the same as an event file for
+    TensorBoard, and checkpoints every `checkpoint_every` steps and at the end, of which the newest
+    `keep` stay; each is a Hugging Face directory. resume: "auto" goes on from the newest, to the
+    same bits as without interruption; "never" begins anew and removes what was there. seed: kept with the checkpoints. on_step: gets
+    step, loss, grad_norm, learning_rate; False writes a checkpoint and stops; a mapping of names to
+    numbers goes to the event file. Ctrl-C writes a checkpoint before KeyboardInterrupt.
+
+    Raises ValueError or TypeError before any work if an argument is not as above or `out` holds a
+    run with other settings; ValueError naming the step and the first bad tensor if the loss or a
+    gradient is not finite (parameters and checkpoints are then as before the step); OSError if
+    another run writes to `out` or the disk is full (the last checkpoint stays).
+    """
+    if not isinstance(model, Decoder):
+        raise TypeError(f"fit: model must be a Decoder, got {type(model).__name__}")
+    for name, function in {"data": data, "on_step": on_step}.items():
+        if not callable(function) and (name == "data" or function is not None):
+            raise TypeError(f"fit: {name} must be callable, got {type(function).__name__}")
+    options = _core.FitOptions()
+    options.set_schedule(
+        _text("schedule", schedule),
+        _count("steps", steps),
+        _arguments.real("fit", "learning_rate", learning_rate),
+        _arguments.real("fit", "min_learning_rate", min_learning_rate),
+        _count("warmup_steps", warmup_steps),
+        _count("decay_steps", decay_steps),
+    )
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise ValueError(f"fit: betas must be two numbers, got {betas!r:.60}")
+    options.set_optimizer(
+        _text("optimizer", optimizer),
+        _arguments.real("fit", "betas", betas[0]),
+        _arguments.real("fit", "betas", betas[1]),
+        _arguments.real("fit", "eps", eps),
+        _arguments.real("fit", "momentum", momentum),
+    )
+    options.weight_decay = _arguments.real("fit", "weight_decay", weight_decay)
+    if not isinstance(no_decay, list | tuple | set | frozenset):
+        raise TypeError(f"fit: no_decay must be a list of str, got {type(no_decay).__name__}")
+    options.no_decay = sorted(_text("no_decay", pattern) for pattern in no_decay)
+    if clip_norm is not None:
+        options.clip_norm = _arguments.real("fit", "clip_norm", clip_norm)
+    options.accumulate = _arguments.integer("fit", "accumulate", accumulate, 1, _MOST)
+    options.out = b"" if out is None else _path("out", out)
+    options.checkpoint_every = (
+        0
+        if checkpoint_every is None
+        else _arguments.integer("fit", "checkpoint_every", checkpoint_every, 1, _MOST)
+    )
+    options.keep = _arguments.integer("fit", "keep", keep, 1, _MOST)
+    if resume not in ("auto", "never"):
+        raise ValueError(f"fit: resume must be auto or never, got {resume!r:.60}")
+    options.resumes = resume == "auto"
+    options.seed = _arguments.integer("fit", "seed", seed, 0, 2**64 - 1)
+    return _run(model, data, options, on_step)
+
+
+def _run(
+    model: Decoder,
+    data: Callable[[int], Batch],
+    options: _core.FitOptions,
+    on_step: OnStep | None,
+) -> dict[str, list[float]]:
+    def batch(step: SupportsInt) -> torch.Tensor:
+        return model.token_ids(f"fit: data({step})", data(int(step)))
+
+    with _Interruption() as interruption:
+
+        def after(record: StepRecord) -> tuple[bool, dict[str, float]]:
+            reply = None if on_step is None else on_step(record)
+            measures = _measures(reply) if isinstance(reply, Mapping) else {}
+            return reply is not False and not interruption.is_asked, measures
+
+        model.bind()
+        losses, norms, rates, _ = _core.fit(model.core, options, batch, after)
+    if interruption.is_asked:
+        raise KeyboardInterrupt
+    return {"loss": losses, "grad_norm": norms, "learning_rate": rates}
+
+
+class _Interruption:
+    """Ctrl-C as a wish that the end of the step grants; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.is_asked:
+            signal.default_int_handler(number, frame)
+        self.is_asked = True
+
+
+def _measures(reply: Mapping[str, float]) -> dict[str, float]:
+    return {_text("on_step's names", name): _measure(name, v) for name, v in reply.items()}
+
+
+def _measure(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        got = type(value).__name__
+        raise TypeError(f"fit: on_step's {name!r:.60} must be a number, got {got}") from None
+
+
+def _path(name: str, value: Path) -> bytes:
+    try:
+        encoded = os.fsencode(value)
+    except TypeError:
+        raise TypeError(f"fit: {name} must be a path, got {type(value).__name__}") from None
+    if not encoded or b"\0" in encoded:
+        raise ValueError(f"fit: {name} must be a path, got {value!a:.60}")
+    return encoded
+
+
+def _count(name: str, value: int) -> int:
+    return _arguments.integer("fit", name, value, 0, _MOST)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"fit: {name} must be a str, got {type(value).__name__}")
+    return value

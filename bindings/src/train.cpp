@@ -1,0 +1,109 @@
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bindings/src/registrars.h"
+#include "paperlab/core/error.h"
+#include "paperlab/train/fit.h"
+
+namespace paperlab::bindings {
+namespace {
+
+namespace py = pybind11;
+
+template <class T>
+T choice(const std::map<std::string, T>& values, const char* argument, const std::string& name) {
+  const auto found = values.find(name);
+  if (found != values.end()) {
+    return found->second;
+  }
+  std::string names;
+  for (const auto& [known, value] : values) {
+    names += (names.empty() ? "" : ", ") + known;
+  }
+  throw ValueError(std::string("fit: ") + argument + " must be one of " + names + ", got '" + name +
+                   "'");
+}
+
+const std::map<std::string, train::OptimizerKind> kOptimizers = {
+    {"adamw", train::OptimizerKind::kAdamW},
+    {"sgd", train::OptimizerKind::kSgd},
+    {"adafactor", train::OptimizerKind::kAdafactor}};
+const std::map<std::string, train::ScheduleKind> kSchedules = {
+    {"constant", train::ScheduleKind::kConstant},
+    {"cosine", train::ScheduleKind::kCosine},
+    {"wsd", train::ScheduleKind::kWsd}};
+
+// Whether to go on, and measures for the event file.
+using Reply = std::pair<bool, std::map<std::string, double>>;
+using Columns = std::tuple<std::vector<double>, std::vector<double>, std::vector<double>, bool>;
+
+Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
+            std::function<at::Tensor(std::int64_t)> batch,
+            const std::function<Reply(const train::StepRecord&)>& on_step) {
+  const auto report = [&on_step](const train::StepRecord& record) {
+    const Reply reply = on_step(record);
+    return train::StepReply{reply.first, {reply.second.begin(), reply.second.end()}};
+  };
+  const train::History history = train::fit(model, options, {std::move(batch), report});
+  Columns columns;
+  auto& [loss, grad_norm, learning_rate, is_complete] = columns;
+  for (const train::StepRecord& record : history.records) {
+    loss.push_back(record.loss);
+    grad_norm.push_back(record.grad_norm);
+    learning_rate.push_back(record.learning_rate);
+  }
+  is_complete = history.is_complete;
+  return columns;
+}
+
+}  // namespace
+
+void register_train(py::module_& m) {
+  py::class_<train::StepRecord>(m, "StepRecord")
+      .def_readonly("step", &train::StepRecord::step)
+      .def_readonly("loss", &train::StepRecord::loss)
+      .def_readonly("grad_norm", &train::StepRecord::grad_norm)
+      .def_readonly("learning_rate", &train::StepRecord::learning_rate);
+  using Options = train::FitOptions;
+  py::class_<Options>(m, "FitOptions")
+      .def(py::init<>())
+      .def("set_schedule",
+           [](Options& options, const std::string& kind, std::int64_t steps, double learning_rate,
+              double min_learning_rate, std::int64_t warmup_steps, std::int64_t decay_steps) {
+             options.schedule = {choice(kSchedules, "schedule", kind),
+                                 learning_rate,
+                                 min_learning_rate,
+                                 steps,
+                                 warmup_steps,
+                                 decay_steps};
+           })
+      .def("set_optimizer",
+           [](Options& options, const std::string& kind, double beta1, double beta2, double eps,
+              double momentum) {
+             options.optimizer = {choice(kOptimizers, "optimizer", kind), beta1, beta2, eps,
+                                  momentum};
+           })
+      .def_readwrite("weight_decay", &Options::weight_decay)
+      .def_readwrite("no_decay", &Options::no_decay)
+      .def_readwrite("clip_norm", &Options::clip_norm)
+      .def_readwrite("accumulate", &Options::accumulate)
+      .def_property(
+          "out", [](const Options& options) { return py::bytes(options.out); },
+          [](Options& options, const py::bytes& path) { options.out = path; })
+      .def_readwrite("checkpoint_every", &Options::checkpoint_every)
+      .def_readwrite("keep", &Options::keep)
+      .def_readwrite("resumes", &Options::resumes)
+      .def_readwrite("seed", &Options::seed);
+  m.def("fit", &fit, py::arg("model"), py::arg("options"), py::arg("batch"), py::arg("on_step"),
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace paperlab::bindings

@@ -1,0 +1,64 @@
+#pragma once
+/// \file
+/// Training a decoder: steps, accumulation, clipping, checkpoints, exact resumption.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "paperlab/core/export.h"
+#include "paperlab/nn/load.h"
+#include "paperlab/train/optimizer.h"
+#include "paperlab/train/run_directory.h"
+#include "paperlab/train/schedule.h"
+
+namespace paperlab::train {
+
+struct FitOptions {
+  Schedule schedule{};
+  OptimizerOptions optimizer{};
+  double weight_decay = 0.0;
+  std::vector<std::string> no_decay{};  ///< fnmatch(3) patterns of names that do not decay.
+  double clip_norm = std::numeric_limits<double>::infinity();  ///< > 0
+  std::int64_t accumulate = 1;        ///< Parts of a batch that are computed one after another.
+  std::string out{};                  ///< The run's directory; empty: nothing is written.
+  std::int64_t checkpoint_every = 0;  ///< In steps, and at the end; 0: at the end alone.
+  std::int64_t keep = 2;              ///< So many newest checkpoints stay; >= 1.
+  bool resumes = true;     ///< From the newest checkpoint; else the directory is emptied.
+  std::uint64_t seed = 0;  ///< Kept with the checkpoints.
+};
+
+/// What on_step answers.
+struct StepReply {
+  bool goes_on = true;  ///< false: a checkpoint is written and the run ends.
+  Scalars measures{};   ///< Of this step, for the event file.
+};
+
+struct FitCallbacks {
+  /// The global batch of a step, [B, T + 1] int64, a function of the step alone.
+  std::function<at::Tensor(std::int64_t step)> batch;
+  /// After each step.
+  std::function<StepReply(const StepRecord& record)> on_step{};
+};
+
+struct History {
+  std::vector<StepRecord> records;  ///< Of all steps so far, resumed ones included.
+  std::int64_t num_resumed = 0;     ///< How many of them this run found done.
+  bool is_complete = true;          ///< false: on_step ended it.
+};
+
+/// Trains the decoder's parameters in place by the mean cross-entropy of the next token. The same
+/// bits from run to run at one number of threads, and after any interruption.
+/// \throws ValueError  before any work if an option is not as above, or the directory holds a run
+///                     with other settings; in step n if the loss or a gradient is not finite,
+///                     naming the step and the first bad tensor (what was saved stays, and the
+///                     parameters are those before the step).
+/// \throws IoError     if another run has the directory, or the system refuses.
+PAPERLAB_API History fit(nn::HfDecoder& model, const FitOptions& options,
+                         const FitCallbacks& callbacks);
+
+}  // namespace paperlab::train

@@ -1,0 +1,321 @@
+#include "paperlab/train/run_directory.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+#include <utility>
+
+#include "paperlab/core/error.h"
+#include "paperlab/io/safetensors.h"
+
+namespace paperlab::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kPrefix[] = "checkpoint-";
+constexpr char kTemporary[] = ".tmp";
+constexpr int kDigits = 8;
+
+[[noreturn]] void fail(const std::string& path, int code) {
+  throw IoError(path + ": " + std::strerror(code), code);
+}
+
+void sync_folder(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) {
+    fail(path, errno);
+  }
+  const int result = fsync(descriptor);
+  const int code = errno;
+  close(descriptor);
+  if (result != 0) {
+    fail(path, code);
+  }
+}
+
+void remove_all(const std::string& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) {
+    fail(path, error.value());
+  }
+}
+
+// Whoever is killed meanwhile leaves no half of one under its name.
+void remove_checkpoint(const std::string& path) {
+  const std::string temporary = path + kTemporary;
+  remove_all(temporary);
+  if (std::rename(path.c_str(), temporary.c_str()) != 0) {
+    fail(path, errno);
+  }
+  remove_all(temporary);
+}
+
+bool is_left_over(const std::string& name) {
+  const std::size_t most = name.size() - std::min(name.size(), sizeof(kTemporary) - 1);
+  return name.rfind(kPrefix, 0) == 0 && name.substr(most) == kTemporary;
+}
+
+io::ElementType element_type(const at::Tensor& value) {
+  return value.scalar_type() == at::kDouble     ? io::ElementType::kF64
+         : value.scalar_type() == at::kBFloat16 ? io::ElementType::kBF16
+                                                : io::ElementType::kF32;
+}
+
+at::ScalarType scalar_type(const std::string& path, io::ElementType type) {
+  switch (type) {
+    case io::ElementType::kF64:
+      return at::kDouble;
+    case io::ElementType::kBF16:
+      return at::kBFloat16;
+    case io::ElementType::kF32:
+      return at::kFloat;
+    default:
+      throw ValueError(path + ": holds " + io::element_type_name(type) +
+                       ", which no optimizer has");
+  }
+}
+
+void write_state(const std::string& path, const NamedState& state) {
+  std::vector<io::TensorSpec> specs;
+  for (const auto& [name, value] : state) {
+    specs.push_back({name, element_type(value), value.sizes().vec()});
+  }
+  io::SafetensorsWriter writer(path, std::move(specs), io::Metadata{{"format", "pt"}});
+  for (const auto& [name, value] : state) {
+    const at::Tensor dense = value.to(at::kCPU).contiguous();
+    writer.append(name, dense.const_data_ptr(), static_cast<std::uint64_t>(dense.nbytes()));
+  }
+  writer.finish();
+}
+
+NamedState read_state(const std::string& path) {
+  const io::SafetensorsFile file(path);
+  NamedState state;
+  std::vector<io::ReadRange> ranges;
+  for (const io::TensorEntry& entry : file.tensors()) {
+    at::Tensor value = at::empty(entry.shape, scalar_type(path, entry.type));
+    ranges.push_back({entry.offset, entry.num_bytes, value.mutable_data_ptr()});
+    state.emplace_back(entry.name, std::move(value));
+  }
+  file.file().read(ranges, *default_executor());
+  return state;
+}
+
+StepRecord parse_record(const std::string& path, const std::string& line, std::int64_t step) {
+  const Json value = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const bool is_record = value.is_object() && value.contains("step") && value["step"] == step &&
+                         value.contains("loss") && value["loss"].is_number() &&
+                         value.contains("grad_norm") && value["grad_norm"].is_number() &&
+                         value.contains("learning_rate") && value["learning_rate"].is_number();
+  require<ValueError>(is_record, path.c_str(), "a record of step " + std::to_string(step),
+                      line.substr(0, 80));
+  return {step, value["loss"], value["grad_norm"], value["learning_rate"]};
+}
+
+struct Metrics {
+  std::vector<StepRecord> records{};
+  std::uintmax_t num_bytes = 0;  // of their lines
+};
+
+Metrics read_metrics(const std::string& path, std::int64_t num_steps) {
+  Metrics metrics;
+  std::ifstream file(path);
+  std::string line;
+  std::int64_t step = 0;
+  // A line that the end of the file ends is not whole.
+  while (step < num_steps && std::getline(file, line) && !file.eof()) {
+    metrics.records.push_back(parse_record(path, line, step++));
+    metrics.num_bytes += line.size() + 1;
+  }
+  require<ValueError>(step == num_steps, path.c_str(), std::to_string(num_steps) + " lines",
+                      std::to_string(step));
+  return metrics;
+}
+
+// Of config.json: what says nothing about the numbers, or is checked by the parameters.
+constexpr std::array<const char*, 6> kOtherSettings = {
+    "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "architectures"};
+
+void check_same_model(const std::string& path, const nn::HfDecoder& saved,
+                      const nn::HfDecoder& model) {
+  const Json& wanted = model.directory.config;
+  for (const auto& [key, value] : saved.directory.config.items()) {
+    const bool counts =
+        std::find(kOtherSettings.begin(), kOtherSettings.end(), key) == kOtherSettings.end();
+    require<ValueError>(!counts || !wanted.contains(key) || wanted[key] == value, path.c_str(),
+                        "a model with " + key + " " + value.dump(),
+                        wanted.value(key, Json()).dump());
+  }
+  const auto& from = saved.decoder->parameters();
+  const auto& into = model.decoder->parameters();
+  require<ValueError>(from.size() == into.size(), path.c_str(),
+                      "a model of " + std::to_string(from.size()) + " parameters",
+                      std::to_string(into.size()));
+  for (std::size_t i = 0; i < into.size(); ++i) {
+    const auto text = [](const nn::Decoder::Parameter& parameter) {
+      return c10::str("'", parameter.spec.name, "' ", parameter.value->sizes(), " in ",
+                      parameter.value->scalar_type());
+    };
+    require<ValueError>(text(from[i]) == text(into[i]), path.c_str(),
+                        "a model with the parameter " + text(from[i]), text(into[i]));
+  }
+}
+
+}  // namespace
+
+RunDirectory::RunDirectory(std::string path)
+    : path_(std::move(path)), metrics_(nullptr, std::fclose) {
+  std::error_code error;
+  fs::create_directories(path_, error);
+  if (error) {
+    fail(path_, error.value());
+  }
+  const std::string lock = path_ + "/lock";
+  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_ < 0) {
+    fail(lock, errno);
+  }
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    const int code = errno;
+    close(lock_);
+    throw IoError(path_ + ": another run is writing there", code);
+  }
+  std::vector<std::string> left_over;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path_)) {
+    if (is_left_over(entry.path().filename())) {
+      left_over.push_back(entry.path());
+    }
+  }
+  for (const std::string& temporary : left_over) {
+    fs::remove_all(temporary, error);  // what stays does no harm
+  }
+}
+
+RunDirectory::~RunDirectory() { close(lock_); }
+
+std::string RunDirectory::checkpoint_path(std::int64_t step) const {
+  const std::string digits = std::to_string(step);
+  const int zeros = std::max(0, kDigits - static_cast<int>(digits.size()));
+  return path_ + "/" + kPrefix + std::string(static_cast<std::size_t>(zeros), '0') + digits;
+}
+
+std::vector<std::int64_t> RunDirectory::checkpoints() const {
+  std::vector<std::int64_t> steps;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path_)) {
+    const std::string name = entry.path().filename();
+    const std::string digits = name.substr(std::min(name.size(), sizeof(kPrefix) - 1));
+    const bool is_number = !digits.empty() && digits.size() < 18 &&
+                           digits.find_first_not_of("0123456789") == std::string::npos;
+    if (name.rfind(kPrefix, 0) == 0 && is_number && entry.is_directory()) {
+      steps.push_back(std::stoll(digits));
+    }
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+Json RunDirectory::training(std::int64_t step) const {
+  return read_json(checkpoint_path(step) + "/training.json");
+}
+
+void RunDirectory::restore(std::int64_t step, const nn::HfDecoder& model,
+                           Optimizer& optimizer) const {
+  const at::NoGradGuard no_grad;
+  const std::string path = checkpoint_path(step);
+  const nn::HfDecoder saved = nn::load(path);
+  NamedState state = read_state(path + "/optimizer.safetensors");
+  check_same_model(path, saved, model);
+  optimizer.load_state(state);
+  const auto& from = saved.decoder->parameters();
+  const auto& into = model.decoder->parameters();
+  for (std::size_t i = 0; i < into.size(); ++i) {
+    into[i].value->copy_(*from[i].value);
+  }
+}
+
+void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const Optimizer& optimizer,
+                        const Json& training, std::int64_t keep) {
+  const std::string path = checkpoint_path(step);
+  const std::string temporary = path + kTemporary;
+  std::error_code error;
+  remove_all(temporary);
+  try {
+    nn::save(model, temporary);
+    write_state(temporary + "/optimizer.safetensors", optimizer.state());
+    write_json(temporary + "/training.json", training);
+    if (metrics_ != nullptr && fsync(fileno(metrics_.get())) != 0) {
+      fail(metrics_path(), errno);
+    }
+    sync_folder(temporary);
+    remove_all(path);
+    if (std::rename(temporary.c_str(), path.c_str()) != 0) {
+      fail(path, errno);
+    }
+    sync_folder(path_);
+  } catch (...) {
+    fs::remove_all(temporary, error);
+    throw;
+  }
+  const std::vector<std::int64_t> steps = checkpoints();
+  for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < steps.size(); ++i) {
+    remove_checkpoint(checkpoint_path(steps[i]));
+  }
+}
+
+void RunDirectory::clear() {
+  for (const std::int64_t step : checkpoints()) {
+    remove_checkpoint(checkpoint_path(step));
+  }
+  for (const std::string& path : EventFile::files(path_)) {
+    remove_all(path);
+  }
+  remove_all(metrics_path());
+}
+
+std::vector<StepRecord> RunDirectory::metrics(std::int64_t num_steps) const {
+  return read_metrics(metrics_path(), num_steps).records;
+}
+
+void RunDirectory::open_metrics(std::int64_t num_steps) {
+  const std::uintmax_t num_bytes = read_metrics(metrics_path(), num_steps).num_bytes;
+  metrics_.reset(std::fopen(metrics_path().c_str(), "ae"));
+  if (metrics_ == nullptr ||
+      ftruncate(fileno(metrics_.get()), static_cast<off_t>(num_bytes)) != 0) {
+    fail(metrics_path(), errno);
+  }
+  events_ = std::make_unique<EventFile>(path_, num_steps);
+}
+
+void RunDirectory::append(const StepRecord& record) {
+  const Json value = {{"step", record.step},
+                      {"loss", record.loss},
+                      {"grad_norm", record.grad_norm},
+                      {"learning_rate", record.learning_rate}};
+  const std::string line = value.dump() + "\n";
+  const bool is_written = std::fputs(line.c_str(), metrics_.get()) >= 0;
+  if (!is_written || std::fflush(metrics_.get()) != 0) {
+    fail(metrics_path(), errno);
+  }
+  events_->append(record.step, {{"loss", record.loss},
+                                {"grad_norm", record.grad_norm},
+                                {"learning_rate", record.learning_rate}});
+}
+
+void RunDirectory::append_measures(std::int64_t step, const Scalars& measures) {
+  events_->append(step, measures);
+}
+
+}  // namespace paperlab::train
