@@ -231,8 +231,9 @@ NpyView view_npy(const std::string& source, std::span<const std::byte> file) {
 
 NpyArray parse_npy(const std::string& source, std::span<const std::byte> file) {
   NpyView view = view_npy(source, file);
-  return {
-      view.type, std::move(view.shape), view.is_fortran, {view.bytes.begin(), view.bytes.end()}};
+  NpyArray array{view.type, std::move(view.shape), view.is_fortran, {}};
+  array.bytes.assign(view.bytes.begin(), view.bytes.end());
+  return array;
 }
 
 std::string npy_header(const std::string& source, const NpyArray& array) {
@@ -270,7 +271,7 @@ NpyArray row_major(const NpyArray& array) {
   for (std::size_t d = 1; d < rank; ++d) {
     strides[d] = strides[d - 1] * static_cast<std::size_t>(array.shape[d - 1]);
   }
-  std::vector<std::int64_t> index(rank, 0);
+  std::vector<std::int64_t> index(array.shape.size(), 0);
   std::size_t from = 0;
   for (std::size_t to = 0; to < array.bytes.size(); to += width) {
     std::memcpy(result.bytes.data() + to, array.bytes.data() + from, width);

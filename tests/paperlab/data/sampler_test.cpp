@@ -129,7 +129,7 @@ TEST_F(SamplerTest, ASampleIsAFunctionOfItsNumber) {
     }
   }
   EXPECT_TRUE(joined == expected);
-  for (const std::int64_t at : {999, 0, 1, 500, 501, 3}) {
+  for (const std::int64_t at : {999, 0, 1, 500, 501, 3, 6, 20, 22, 100, 101, 333}) {
     parts.seek(at);
     EXPECT_EQ(parts.num_samples(), at);
     EXPECT_TRUE(parts.next(1)[0] == expected[static_cast<std::size_t>(at)]) << at;

@@ -81,6 +81,8 @@ TEST_F(TokenFileTest, ATokenBeyondTheVocabularyIsNamed) {
   file.copy(50, out);
   PAPERLAB_EXPECT_THROW(file.copy(51, out), ValueError,
                         "t.npy: token at 150 is 4000000000, the vocabulary has 1000");
+  open(6).copy(0, out);
+  PAPERLAB_EXPECT_THROW(open(5).copy(0, out), ValueError, "token at 0 is 5, the vocabulary has 5");
   PAPERLAB_EXPECT_THROW(open(0), ValueError, "vocab_size in 1..2^32, got 0");
   PAPERLAB_EXPECT_THROW(open((std::int64_t{1} << 32) + 1), ValueError, "vocab_size");
 }

@@ -1,0 +1,114 @@
+#include "paperlab/train/fit.h"
+
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "paperlab/core/error.h"
+#include "tests/experiments/scratch.h"
+#include "tests/paperlab/train/small_model.h"
+
+namespace paperlab::train {
+namespace {
+
+FitOptions options(std::int64_t steps, const std::string& out = "") {
+  FitOptions given;
+  given.schedule.learning_rate = 0.01;
+  given.schedule.steps = steps;
+  given.out = out;
+  return given;
+}
+
+FitCallbacks callbacks() {
+  return {[](std::int64_t step) { return counting(step); }};
+}
+
+bool same_values(const nn::HfDecoder& one, const nn::HfDecoder& other) {
+  const auto& a = one.decoder->parameters();
+  const auto& b = other.decoder->parameters();
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (!at::equal(*a[i].value, *b[i].value)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+TEST(Fit, LearnsAndReturnsEveryStep) {
+  nn::HfDecoder model = small_model();
+  const History history = fit(model, options(80), callbacks());
+  ASSERT_EQ(history.records.size(), 80U);
+  EXPECT_TRUE(history.is_complete);
+  EXPECT_EQ(history.num_resumed, 0);
+  EXPECT_EQ(history.records[7].step, 7);
+  EXPECT_DOUBLE_EQ(history.records[7].learning_rate, 0.01);
+  EXPECT_LT(history.records.back().loss, 0.7 * history.records.front().loss);
+}
+
+TEST(Fit, StopsAndGoesOnToTheSameBits) {
+  const experiments::Scratch folder;
+  nn::HfDecoder whole = small_model();
+  const History expected = fit(whole, options(9), callbacks());
+  nn::HfDecoder first = small_model();
+  FitCallbacks stopping = callbacks();
+  stopping.on_step = [](const StepRecord& record) {
+    return StepReply{record.step < 4, {{"share", 0.5}}};
+  };
+  const History begun = fit(first, options(9, folder / "run"), stopping);
+  EXPECT_FALSE(begun.is_complete);
+  EXPECT_EQ(begun.records.size(), 5U);
+  nn::HfDecoder second = small_model(99);
+  const History ended = fit(second, options(9, folder / "run"), callbacks());
+  EXPECT_EQ(ended.num_resumed, 5);
+  EXPECT_EQ(ended.records, expected.records);
+  EXPECT_TRUE(same_values(second, whole));
+}
+
+TEST(Fit, RefusesBeforeAnyWork) {
+  const experiments::Scratch folder;
+  const std::string out = folder / "out";
+  nn::HfDecoder model = small_model();
+  const auto refused = [&](auto change) {
+    FitOptions given = options(3, out);
+    change(given);
+    EXPECT_THROW(fit(model, given, callbacks()), ValueError);
+    EXPECT_FALSE(std::filesystem::exists(out));
+  };
+  refused([](FitOptions& o) { o.accumulate = 0; });
+  refused([](FitOptions& o) { o.keep = 0; });
+  refused([](FitOptions& o) { o.checkpoint_every = -1; });
+  refused([](FitOptions& o) { o.clip_norm = 0.0; });
+  refused([](FitOptions& o) { o.clip_norm = -1.0; });
+  refused([](FitOptions& o) { o.weight_decay = -1.0; });
+  refused([](FitOptions& o) { o.schedule.learning_rate = 0.0; });
+  EXPECT_THROW(fit(model, options(3, out), FitCallbacks{}), ValueError);
+  EXPECT_TRUE(same_values(model, small_model()));
+}
+
+TEST(Fit, RefusesBatchesThatCannotBeRead) {
+  nn::HfDecoder model = small_model();
+  const auto refused = [&](const at::Tensor& batch) {
+    EXPECT_THROW(fit(model, options(1), {[&](std::int64_t) { return batch; }}), ValueError);
+  };
+  refused(at::Tensor());
+  refused(at::zeros({3}, at::kLong));
+  refused(at::zeros({0, 3}, at::kLong));
+  refused(at::zeros({2, 1}, at::kLong));
+  refused(at::zeros({2, 11}, at::kLong));  // max_position_embeddings is 9
+  refused(at::full({2, 3}, kVocabulary, at::kLong));
+  refused(at::full({2, 3}, -1, at::kLong));
+  EXPECT_TRUE(same_values(model, small_model()));
+}
+
+TEST(Fit, AnExceptionOfACallbackComesThrough) {
+  struct Stop {};
+  nn::HfDecoder model = small_model();
+  EXPECT_THROW(fit(model, options(1), {[](std::int64_t) -> at::Tensor { throw Stop(); }}), Stop);
+}
+
+}  // namespace
+}  // namespace paperlab::train

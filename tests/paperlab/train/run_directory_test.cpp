@@ -1,0 +1,146 @@
+#include "paperlab/train/run_directory.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/equal.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "paperlab/core/error.h"
+#include "tests/experiments/scratch.h"
+#include "tests/paperlab/train/small_model.h"
+
+namespace paperlab::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+void write(const std::string& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+std::unique_ptr<Optimizer> no_state() {
+  at::Tensor value = at::zeros({1}).requires_grad_();
+  return make_optimizer({{"x", value, 0.0}}, {.kind = OptimizerKind::kSgd});
+}
+
+TEST(RunDirectory, HasOneOwner) {
+  const experiments::Scratch folder;
+  {
+    const RunDirectory first(folder / "run");
+    try {
+      const RunDirectory second(folder / "run");
+      ADD_FAILURE() << "was not refused";
+    } catch (const IoError& error) {
+      EXPECT_NE(std::string(error.what()).find("another run is writing there"), std::string::npos);
+    }
+  }
+  const RunDirectory third(folder / "run");
+}
+
+TEST(RunDirectory, KeepsTheNewestAndIgnoresOthers) {
+  const experiments::Scratch folder;
+  fs::create_directories(folder / "run/checkpoint-00000007.tmp");
+  fs::create_directory(folder / "run/checkpoint-x");
+  write(folder / "run/checkpoint-00000008", "a file");
+  RunDirectory run(folder / "run");
+  EXPECT_FALSE(fs::exists(folder / "run/checkpoint-00000007.tmp"));
+  run.open_metrics(0);
+  const nn::HfDecoder model = small_model();
+  for (const std::int64_t step : {1, 2, 10, 123456789}) {
+    run.save(step, model, *no_state(), {{"step", step}}, 2);
+  }
+  EXPECT_EQ(run.checkpoints(), (std::vector<std::int64_t>{10, 123456789}));
+  EXPECT_EQ(run.training(10)["step"], 10);
+  EXPECT_THROW(run.training(2), IoError);
+}
+
+TEST(RunDirectory, RestoresEveryBit) {
+  const experiments::Scratch folder;
+  RunDirectory run(folder / "run");
+  const nn::HfDecoder saved = small_model(1);
+  nn::HfDecoder restored = small_model(2);
+  run.save(3, saved, *no_state(), {}, 1);
+  run.restore(3, restored, *no_state());
+  const auto& from = saved.decoder->parameters();
+  const auto& into = restored.decoder->parameters();
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    EXPECT_TRUE(at::equal(*from[i].value, *into[i].value));
+  }
+}
+
+TEST(RunDirectory, RefusesAnotherModel) {
+  const experiments::Scratch folder;
+  RunDirectory run(folder / "run");
+  run.save(3, small_model(1), *no_state(), {}, 1);
+  const nn::HfDecoder doubles = small_model(1, at::kDouble);
+  EXPECT_THROW(run.restore(3, doubles, *no_state()), ValueError);
+  const nn::HfDecoder wider = small_model(1, at::kFloat, {{"intermediate_size", 24}});
+  EXPECT_THROW(run.restore(3, wider, *no_state()), ValueError);
+  const nn::HfDecoder other = small_model(1, at::kFloat, {{"rms_norm_eps", 1e-3}});
+  EXPECT_THROW(run.restore(3, other, *no_state()), ValueError);
+}
+
+StepRecord record(std::int64_t step) {
+  return {step, 1.0 / static_cast<double>(step + 3), 1e-300, 0.1};
+}
+
+TEST(Metrics, LinesAfterTheCheckpointComeAgain) {
+  const experiments::Scratch folder;
+  {
+    RunDirectory run(folder / "run");
+    run.open_metrics(0);
+    for (std::int64_t step = 0; step < 5; ++step) {
+      run.append(record(step));
+    }
+  }
+  RunDirectory run(folder / "run");
+  const auto kept = run.metrics(3);
+  ASSERT_EQ(kept.size(), 3U);
+  for (std::int64_t step = 0; step < 3; ++step) {
+    EXPECT_EQ(kept[static_cast<std::size_t>(step)], record(step));
+  }
+  EXPECT_EQ(run.metrics(5).size(), 5U);  // reading changes nothing
+  run.open_metrics(3);
+  EXPECT_THROW(run.metrics(4), ValueError);
+  run.append(record(3));
+  EXPECT_EQ(run.metrics(4).back(), record(3));
+}
+
+TEST(Metrics, RefusesWhatIsNoRecord) {
+  for (const char* text :
+       {"", "{\"step\":0,\"loss\":1.0,\"grad_norm\":1.0,\"learning_rate\":1.0}", "[]\n", "x\n",
+        "{\"step\":1,\"loss\":1.0,\"grad_norm\":1.0,\"learning_rate\":1.0}\n",
+        "{\"step\":0,\"loss\":null,\"grad_norm\":1.0,\"learning_rate\":1.0}\n"}) {
+    const experiments::Scratch folder;
+    fs::create_directory(folder / "run");
+    write(folder / "run/metrics.jsonl", text);
+    RunDirectory run(folder / "run");
+    EXPECT_THROW(run.metrics(1), ValueError) << text;
+    EXPECT_THROW(run.open_metrics(1), ValueError) << text;
+  }
+}
+
+TEST(RunDirectory, ClearRemovesItsOwnFilesAlone) {
+  const experiments::Scratch folder;
+  RunDirectory run(folder / "run");
+  run.open_metrics(0);
+  run.append(record(0));
+  run.save(1, small_model(), *no_state(), {}, 1);
+  write(folder / "run/notes.txt", "mine");
+  run.clear();
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder / "run")) {
+    names.push_back(entry.path().filename());
+  }
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(names, (std::vector<std::string>{"lock", "notes.txt"}));
+}
+
+}  // namespace
+}  // namespace paperlab::train
