@@ -29,7 +29,8 @@ def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in _VERBS:
         module = importlib.import_module(f"paperlab.{_VERBS[sys.argv[1]][0]}")
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher's was for now
+            # The launcher lets the system end a Python that is still starting.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return int(module.main(sys.argv[2:]))
     as_json = parser.parse_args().json
     values = _doctor.report()
