@@ -2,7 +2,7 @@
 # Messages, suggestions and option parsing for every verb; needs bash and coreutils only.
 
 readonly VERBS=(reproduce test setup build bench report doctor gpu-check lint install python data
-  fetch convert generate eval help)
+  fetch convert generate eval train help)
 readonly PRESETS=(smoke small full gpu)
 
 # Set-up and build speak on descriptor 3: stderr, or stdout for reproduce.

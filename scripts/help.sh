@@ -12,6 +12,7 @@
 #:   data        fetch real text by domain, show what is there
 #:   fetch       bring a real model into the cache, ready to be loaded
 #:   convert     turn a GGUF file into a Hugging Face directory
+#:   train       train a decoder on real text or files
 #:   generate    print a model's continuation of a prompt, as it is made
 #:   eval        nats, perplexity and bits per byte of text, by domain and by position
 #:   report      rewrite the HTML report, or the tables of the READMEs

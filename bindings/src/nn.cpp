@@ -55,7 +55,10 @@ class PythonLinear final : public nn::Linear {
   PythonLinear(Function function, std::shared_ptr<const nn::Linear> original)
       : function_(std::move(function)), original_(std::move(original)) {}
 
-  at::Tensor forward(const at::Tensor& x) const override { return function_(x); }
+  at::Tensor forward(const at::Tensor& x) const override {
+    const nn::UserCode user_code;
+    return function_(x);
+  }
 
   const std::shared_ptr<const nn::Linear>& original() const { return original_; }
 
@@ -69,12 +72,13 @@ std::shared_ptr<const nn::Linear> original_of(const nn::LinearSlot& slot) {
   return python == nullptr ? slot.layer : python->original();
 }
 
-nn::HfDecoder load(const py::bytes& directory, const std::optional<std::string>& dtype) {
+nn::HfDecoder load(const py::bytes& directory, const std::optional<std::string>& dtype,
+                   bool is_mapped) {
   const std::string path = directory;
   const auto type =
       dtype ? std::optional(value_of(kDtypes, "load: dtype must be", *dtype)) : std::nullopt;
   const py::gil_scoped_release without_gil;
-  return nn::load(path, type);
+  return nn::load(path, type, is_mapped);
 }
 
 nn::HfDecoder new_decoder(const std::string& config, const std::string& init, std::uint64_t seed,
@@ -98,6 +102,14 @@ at::Tensor forward(const nn::HfDecoder& model, const at::Tensor& tokens,
                    bool last_only) {
   return model.decoder->forward(
       tokens, {attention_mask.value_or(at::Tensor()), cache.value_or(nullptr), last_only});
+}
+
+// Ctrl-C ends a long loop with Python's own exception.
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) {
+    throw py::error_already_set();
+  }
 }
 
 at::Tensor hidden(const nn::HfDecoder& model, const at::Tensor& tokens,
@@ -180,7 +192,7 @@ void register_parts(py::class_<nn::HfDecoder>& decoder) {
 void register_nn(py::module_& m) {
   register_cache(m);
   py::class_<nn::HfDecoder> decoder(m, "Decoder");
-  decoder.def_static("load", &load, py::arg("directory"), py::arg("dtype"))
+  decoder.def_static("load", &load, py::arg("directory"), py::arg("dtype"), py::arg("is_mapped"))
       .def_static("from_config", &new_decoder, py::arg("config"), py::arg("init"), py::arg("seed"),
                   py::arg("dtype"))
       .def("copy", &copy)
@@ -223,8 +235,13 @@ void register_nn(py::module_& m) {
           "generate",
           [](const nn::HfDecoder& model, const at::Tensor& tokens,
              const OptionalTensor& attention_mask, const nn::GenerateOptions& options) {
+            nn::GenerateOptions with_signals = options;
+            with_signals.on_tokens = [&](const at::Tensor& step) {
+              check_signals();
+              return !options.on_tokens || options.on_tokens(step);
+            };
             return nn::generate(*model.decoder, tokens, attention_mask.value_or(at::Tensor()),
-                                options);
+                                with_signals);
           },
           py::arg("tokens"), py::arg("attention_mask"), py::arg("options"), NoGil());
   register_parts(decoder);

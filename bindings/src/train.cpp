@@ -94,6 +94,7 @@ void register_train(py::module_& m) {
       .def_readwrite("weight_decay", &Options::weight_decay)
       .def_readwrite("no_decay", &Options::no_decay)
       .def_readwrite("clip_norm", &Options::clip_norm)
+      .def_readwrite("computes_in_bfloat16", &Options::computes_in_bfloat16)
       .def_readwrite("accumulate", &Options::accumulate)
       .def_property(
           "out", [](const Options& options) { return py::bytes(options.out); },

@@ -51,7 +51,8 @@ void fill_with_bias(const Gemm& problem) {
 void multiply_few_rows(const Gemm& problem, const GemmCpu& cpu, const Executor& executor) {
   // Whole cache lines are read at twice the rate of others.
   const bool is_ready = problem.dtype == DType::kFloat32 && problem.a.k_stride == 1 &&
-                        problem.a.row_stride == few_rows_size(problem.k) &&
+                        problem.k == few_rows_size(problem.k) &&
+                        problem.a.row_stride == problem.k &&
                         reinterpret_cast<std::uintptr_t>(problem.a.data) % 64 == 0;
   const auto* a = static_cast<const float*>(problem.a.data);
   Lines prepared;

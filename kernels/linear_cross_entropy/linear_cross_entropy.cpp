@@ -188,8 +188,8 @@ class ChunkedLogits {
 
   void read_weight() {
     const auto& [data, row_stride, k_stride] = problem_.weight;
-    const auto* from =
-        static_cast<const std::byte*>(data) + columns_.begin * row_stride * bytes_of(problem_.dtype);
+    const auto* from = static_cast<const std::byte*>(data) +
+                       columns_.begin * row_stride * bytes_of(problem_.dtype);
     weight_of_columns_ = {from, row_stride, k_stride};
     if (is_bfloat16()) {
       const std::int64_t width = problem_.width;

@@ -37,13 +37,15 @@ struct ChunkShape {
   bool operator==(const ChunkShape&) const = default;
 };
 
-// The size of nearly equal parts of at most `most`, a multiple of `unit` where there are several.
+// The size of nearly equal parts of at most `most` >= unit, a multiple of `unit` where there are
+// several.
 PAPERLAB_HD constexpr std::int64_t even_size(std::int64_t count, std::int64_t most,
                                              std::int64_t unit) {
   if (count <= most) {
     return count;
   }
-  return num_ranges(num_ranges(count, num_ranges(count, most)), unit) * unit;
+  const std::int64_t parts = num_ranges(count, most / unit * unit);
+  return num_ranges(num_ranges(count, parts), unit) * unit;
 }
 
 // For N, V >= 1. Few rows get more columns, as long as the columns' weights stay in the cache too.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -198,6 +199,19 @@ TEST_P(GemmTest, WhatLiesBetweenTheLinesIsNeitherReadNorWritten) {
       }
     }
   }
+}
+
+// Rows of few terms, as far apart as whole vectors, at whole cache lines.
+TEST_P(GemmTest, FewAlignedRowsAreNotReadBeyondTheirTerms) {
+  const test::ScopedIsa isa(GetParam());
+  constexpr std::int64_t kTerms = 15;
+  Case of(DType::kFloat32, {2, 37, kTerms}, kLayouts[0], false, /*gap=*/32 - kTerms);
+  alignas(64) float a[2 * 32];
+  std::memcpy(a, of.a.bytes.data(), sizeof(a));
+  Gemm problem = of.problem();
+  problem.a.data = a;
+  gemm(problem, serial_executor());
+  expect_exact(of);
 }
 
 TEST_P(GemmTest, MoreThanASlabIsWithinTheBound) {

@@ -19,6 +19,12 @@ from paperlab import nn, train
 from training_cases import RATE, VOCABULARY, counting, same_bits
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    with cases.one_thread():
+        yield
+
+
 def never(step: int) -> torch.Tensor:
     raise AssertionError("data was asked for")
 
@@ -69,6 +75,8 @@ def never(step: int) -> torch.Tensor:
         ("out", "a\0b"),
         ("out", 3),
         ("on_step", 3),
+        ("precision", "float16"),
+        ("precision", 16),
         ("model", None),
         ("data", None),
     ],

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ STEPS = 12
 # gradients keep that relative error until an element of a gradient is itself rounding, which the
 # decoders here do not have.
 TOLERANCE = 1e-12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    with cases.one_thread():
+        yield
 
 
 def assert_as_torch(
@@ -149,6 +156,42 @@ def test_other_dtypes_learn(dtype: str) -> None:
     history = train.fit(model, counting, steps=60, learning_rate=RATE, clip_norm=1.0)
     assert all(p.dtype == getattr(torch, dtype) for p in model.parameters())
     assert history["loss"][-1] < history["loss"][0] - 1.0
+
+
+def test_bfloat16_computes_and_float32_is_kept() -> None:
+    model, half = cases.model("float32"), cases.model("float32").to(torch.bfloat16)
+    before = values(model)
+    batch = counting(0)
+    loss = torch.nn.functional.cross_entropy(
+        half(batch[:, :-1]).flatten(0, 1).float(), batch[:, 1:].flatten()
+    )
+    loss.backward()
+    rate = 1e-4  # whose changes bfloat16 would round away
+    options: dict[str, Any] = {"optimizer": "sgd", "precision": "bfloat16"}
+    history = train.fit(model, counting, steps=1, learning_rate=rate, **options)
+    # The head's products may be summed in float32 here and be rounded to bfloat16 there.
+    assert history["loss"] == pytest.approx([loss.item()], rel=2**-7)
+    for name, value in model.named_parameters():
+        assert value.dtype == torch.float32 and value.grad is None and value.is_leaf
+        gradient = half.get_parameter(name).grad
+        assert gradient is not None
+        moved = (before[name] - value.detach()) / rate
+        error = (moved - gradient.float()).norm() / gradient.float().norm()
+        assert error < 2**-4, name
+    assert not torch.equal(values(model)["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_bfloat16_with_float32_parameters_learns_as_float32_does() -> None:
+    histories = [
+        train.fit(cases.model("float32"), counting, steps=60, learning_rate=RATE, precision=kind)
+        for kind in (None, "bfloat16")
+    ]
+    assert histories[1]["loss"] == pytest.approx(histories[0]["loss"], abs=0.15)
+
+
+def test_bfloat16_needs_float32() -> None:
+    with pytest.raises(ValueError, match="precision bfloat16 needs parameters in float32, got Do"):
+        train.fit(cases.model(), counting, steps=1, learning_rate=RATE, precision="bfloat16")
 
 
 def test_float32_follows_float64() -> None:

@@ -1,9 +1,10 @@
 """A small model, its data, and training by torch.optim in a plain loop."""
 
+import contextlib
 import copy
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ KILLED: dict[str, Any] = {
 }
 
 Data = Callable[[int], torch.Tensor]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """The models are too small for more, and machines that are busy with others wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def model(dtype: str = "float64", seed: int = 1, **settings: Any) -> nn.Decoder:

@@ -14,6 +14,7 @@ _VERBS = {
     "data": ("data._command", "real text by domain: list, fetch, stats, tokens"),
     "eval": ("_commands.evaluate", "how well a model predicts text"),
     "fetch": ("models._command", "real models, fetched and converted once"),
+    "train": ("_commands.train", "a decoder on real text or files"),
     "generate": ("_commands.generate", "a prompt's continuation by a model"),
 }
 

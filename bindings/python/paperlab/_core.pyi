@@ -343,6 +343,7 @@ class StepRecord:
     def step(self) -> int:
         ...
 class FitOptions:
+    computes_in_bfloat16: bool
     out: bytes
     resumes: bool
     def __init__(self) -> None:

@@ -13,6 +13,8 @@ def token_tensor(function: str, tokens: Any, shape: str, ndim: int) -> torch.Ten
     """`tokens` as a tensor of integers; an array is copied, whatever its strides and byte order."""
     if not isinstance(tokens, torch.Tensor):
         array = _arguments.integer_array(function, "tokens", tokens, shape, ndim)
+        if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"{function}: tokens must be ids, got {int(array.max())}")
         return torch.from_numpy(array.astype(np.int64))
     _check_layout(function, "tokens", tokens)
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:

@@ -307,20 +307,20 @@ class Decoder(torch.nn.Module):
         return _arguments.integer("generate", "pad_token_id", token, 0, self.vocab_size - 1)
 
 
-def load(directory: Path, *, dtype: torch.dtype | str | None = None) -> Decoder:
+def load(directory: Path, *, dtype: torch.dtype | str | None = None, mmap: bool = True) -> Decoder:
     """Returns the model of a Hugging Face directory, in eval mode; parameters require gradients.
 
     directory: config.json and safetensors, in shards or not, of a Llama, Mistral, Qwen2, Qwen3 or
     GPT-NeoX model. dtype: float32, float64, bfloat16 or float16; None: the files' own. Tensors of
     that dtype are the mapped file: replace the file by rename, never rewrite it in place, while the
-    model lives. Writing to parameters leaves the file alone.
+    model lives; mmap=False reads into memory instead. Writing to parameters leaves the file alone.
 
     Raises FileNotFoundError or another OSError, or ValueError naming the file and the tensor or
     setting: missing, unknown or misshapen tensors, NaN, settings that would change the numbers and
     are not known (with the list of those that are), architectures likewise.
     """
     name = None if dtype is None else _dtype_name("load", dtype)
-    return Decoder(_core.Decoder.load(_directory("load", directory), name))
+    return Decoder(_core.Decoder.load(_directory("load", directory), name, mmap))
 
 
 def from_config(

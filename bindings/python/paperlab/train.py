@@ -46,6 +46,7 @@ def fit(
     seed: int = 0,
     momentum: float = 0.0,
     decay_steps: int = 0,
+    precision: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, list[float]]:
     """Trains a model in place; returns `loss`, `grad_norm` (before clipping), `learning_rate`.
@@ -60,14 +61,16 @@ def fit(
     schedule: learning_rate * (step + 1) / warmup_steps while step < warmup_steps, then constant |
     cosine (down to min_learning_rate at `steps`) | wsd (constant, then linear over the last
     `decay_steps`). clip_norm: of all gradients together, as `clip_grad_norm_`. accumulate: parts
-    of a batch, computed one after another; must divide B.
+    of a batch, computed one after another; must divide B. precision: "bfloat16" computes in it;
+    the parameters, which must be float32, and the optimizer stay as they are.
 
     out: a directory for metrics.jsonl (a line a step, flushed), the same as an event file for
     TensorBoard, and checkpoints every `checkpoint_every` steps and at the end, of which the newest
     `keep` stay; each is a Hugging Face directory. resume: "auto" goes on from the newest, to the
-    same bits as without interruption; "never" begins anew and removes what was there. seed: kept with the checkpoints. on_step: gets
-    step, loss, grad_norm, learning_rate; False writes a checkpoint and stops; a mapping of names to
-    numbers goes to the event file. Ctrl-C writes a checkpoint before KeyboardInterrupt.
+    same bits as without interruption; "never" begins anew and removes what was there. seed: kept
+    with the checkpoints. on_step: gets step, loss, grad_norm, learning_rate; False writes a
+    checkpoint and stops; a mapping of names to numbers goes to the event file. Ctrl-C writes a
+    checkpoint before KeyboardInterrupt.
 
     Raises ValueError or TypeError before any work if an argument is not as above or `out` holds a
     run with other settings; ValueError naming the step and the first bad tensor if the loss or a
@@ -103,6 +106,9 @@ def fit(
     options.no_decay = sorted(_text("no_decay", pattern) for pattern in no_decay)
     if clip_norm is not None:
         options.clip_norm = _arguments.real("fit", "clip_norm", clip_norm)
+    if precision not in (None, "bfloat16"):
+        raise ValueError(f"fit: precision must be None or bfloat16, got {precision!a:.60}")
+    options.computes_in_bfloat16 = precision is not None
     options.accumulate = _arguments.integer("fit", "accumulate", accumulate, 1, _MOST)
     options.out = b"" if out is None else _path("out", out)
     options.checkpoint_every = (

@@ -10,7 +10,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <set>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "paperlab/core/error.h"
 
@@ -147,14 +150,26 @@ void append(const Json& value, std::size_t indent, std::string& out) {
 
 Json read_json(const std::string& path) {
   const std::string text = File(path, O_RDONLY).read_all();
-  const auto check_depth = [&](int depth, Json::parse_event_t, const Json&) {
+  const std::size_t zero = text.find('\0');  // the parser would take it for the end
+  if (zero != std::string::npos) {
+    throw malformed(path, text, zero, "a zero byte");
+  }
+  std::vector<std::set<std::string>> keys;  // of the objects that are open
+  const auto check = [&](int depth, Json::parse_event_t event, const Json& value) {
     if (depth > kMaxDepth) {
       throw ValueError(path + ": nested more than " + std::to_string(kMaxDepth) + " deep");
+    }
+    if (event == Json::parse_event_t::object_start) {
+      keys.emplace_back();
+    } else if (event == Json::parse_event_t::object_end) {
+      keys.pop_back();
+    } else if (event == Json::parse_event_t::key && !keys.back().insert(value).second) {
+      throw ValueError(path + ": key " + value.dump() + " stands twice in an object");
     }
     return true;
   };
   try {
-    return Json::parse(text, check_depth);
+    return Json::parse(text, check);
   } catch (const Json::parse_error& error) {
     throw malformed(path, text, error.byte == 0 ? 0 : error.byte - 1, reason(error.what()));
   } catch (const Json::out_of_range& error) {

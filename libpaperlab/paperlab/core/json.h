@@ -14,7 +14,7 @@ using Json = nlohmann::json;
 /// Returns the value in the file `path`.
 /// \throws IoError     "FILE: reason" if it cannot be read.
 /// \throws ValueError  "FILE: line N: what is wrong" if it is malformed; another if it is nested
-///                     more than 64 deep.
+///                     more than 64 deep or an object has a key twice.
 PAPERLAB_API Json read_json(const std::string& path);
 
 /// Writes `value` to `path` through `path`.tmp, fsync and rename; the temporary file is removed on

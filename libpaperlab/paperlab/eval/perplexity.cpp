@@ -94,6 +94,10 @@ at::Tensor token_nll(const ScoredModel& model, const at::Tensor& tokens,
 at::Tensor token_nll(nn::Decoder& decoder, const at::Tensor& tokens, const WindowOptions& options) {
   if (tokens.defined() && tokens.numel() > 0 && tokens.scalar_type() == at::kLong) {
     check_tokens(tokens, decoder.config().vocab_size);
+    const std::int64_t longest = std::min(options.context, tokens.numel() - 1);
+    TORCH_CHECK_VALUE(longest <= decoder.config().max_positions,
+                      "perplexity: context must be at most ", decoder.config().max_positions,
+                      " (max_positions), got ", options.context);
   }
   return token_nll({[&](const at::Tensor& window) { return decoder.hidden(window); },
                     [&](const at::Tensor& state) { return decoder.logits(state); }},

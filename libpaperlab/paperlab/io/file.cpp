@@ -138,8 +138,11 @@ AtomicFile::AtomicFile(std::string path, std::uint64_t num_bytes)
     : path_(std::move(path)), temporary_(path_ + ".tmp") {
   check_path(path_);
   struct stat status{};
-  if (stat(path_.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
-    throw_io_error(path_, EISDIR);  // rename would say so only after all the work
+  if (stat(path_.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    if (S_ISDIR(status.st_mode)) {
+      throw_io_error(path_, EISDIR);  // rename would say so only after all the work
+    }
+    throw IoError(path_ + ": not a regular file; a rename would replace it", EINVAL);
   }
   descriptor_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor_ < 0) {

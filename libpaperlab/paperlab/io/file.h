@@ -75,7 +75,8 @@ class PAPERLAB_API InputFile {
 class PAPERLAB_API AtomicFile {
  public:
   /// Reserves the space.
-  /// \throws IoError  if the folder is missing, `path` is a directory, the disk is full, ...
+  /// \throws IoError  if the folder is missing, `path` is there and no regular file, the disk is
+  ///                  full, ...
   AtomicFile(std::string path, std::uint64_t num_bytes);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;

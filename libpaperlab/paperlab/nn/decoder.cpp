@@ -13,6 +13,7 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/nn/padding_internal.h"
+#include "paperlab/nn/widened_internal.h"
 
 namespace paperlab::nn {
 namespace {
@@ -196,6 +197,10 @@ Block& Decoder::block(std::int64_t layer) {
   return blocks_[static_cast<std::size_t>(layer)];
 }
 
+const DenseLinear* Decoder::plain_head() const {
+  return hooks_.empty() ? dynamic_cast<const DenseLinear*>(head_.layer.get()) : nullptr;
+}
+
 std::vector<LinearSlot*> Decoder::linears() {
   std::vector<LinearSlot*> slots;
   for (Block& block : blocks_) {
@@ -240,7 +245,10 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
   auto cache = std::make_unique<Cache>();
   cache->batch_size = batch_size;
   cache->max_length = max_length;
-  const at::TensorOptions options = parameters_.front().value->options().requires_grad(false);
+  at::TensorOptions options = parameters_.front().value->options().requires_grad(false);
+  if (options.dtype() == at::kHalf) {
+    options = options.dtype(at::kFloat);
+  }
   for (const Block& block : blocks_) {
     cache->layers.push_back(block.attention->new_cache(
         {batch_size, config_.num_kv_heads, config_.head_dim, max_length, options}));
@@ -280,7 +288,8 @@ AttentionInput Decoder::positions(const at::Tensor& tokens, const at::Tensor& ke
 at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start, Cache* cache) const {
   AttentionInput call = positions(tokens, key_start, cache == nullptr ? 0 : cache->length);
   const at::Tensor& embedding = *parameters_.front().value;
-  const std::unique_ptr<Stream> stream = connection_->start(at::embedding(embedding, tokens));
+  const std::unique_ptr<Stream> stream =
+      connection_->start(widened(at::embedding(embedding, tokens)));
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
     call.layer = static_cast<std::int64_t>(layer);
     call.window = config_.windows.empty() ? 0 : config_.windows[layer];
@@ -294,10 +303,6 @@ at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& optio
   const NoRecording no_recording(options.cache != nullptr);
   check_parameters(parameters_);
   check_tokens(kForward, tokens, config_.vocab_size);
-  const at::ScalarType dtype = parameters_.front().value->scalar_type();
-  TORCH_CHECK_TYPE(dtype != at::kHalf, kForward,
-                   ": computing needs parameters in float32, float64 or bfloat16, got float16; "
-                   "load them in another dtype");
   Cache* cache = options.cache;
   if (cache == nullptr) {
     const Padding padding = left_padding(tokens, options.attention_mask);
@@ -322,7 +327,9 @@ at::Tensor Decoder::forward(const at::Tensor& tokens, const ForwardOptions& opti
   if (options.last_only) {
     state = state.narrow(1, state.size(1) - 1, 1);
   }
-  return logits(state);
+  const at::Tensor result = logits(state);
+  const at::ScalarType dtype = parameters_.front().value->scalar_type();
+  return dtype == at::kHalf ? result.to(dtype) : result;
 }
 
 at::Tensor Decoder::logits(const at::Tensor& state) const { return head_(state, hooks_); }

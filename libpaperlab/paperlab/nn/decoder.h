@@ -41,8 +41,8 @@ struct ForwardOptions {
   bool last_only = false;
 };
 
-/// A decoder whose parameters are tensors by name. forward() may be called from several threads
-/// as long as nobody exchanges parts.
+/// A decoder whose parameters are tensors by name. float16 is computed with in float32. forward()
+/// may be called from several threads as long as nobody exchanges parts.
 class PAPERLAB_API Decoder {
  public:
   struct Parameter {
@@ -73,6 +73,10 @@ class PAPERLAB_API Decoder {
 
   /// The head, whose layer may be exchanged.
   LinearSlot& head() { return head_; }
+
+  /// The head where it is a matrix whose input no hook sees, so that a loss may multiply by it
+  /// without the logits; else null.
+  const DenseLinear* plain_head() const;
 
   /// All linear layers by name, the head last.
   std::vector<LinearSlot*> linears();

@@ -1,7 +1,9 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
+#include <string>
 
 #include "paperlab/core/error.h"
 #include "paperlab/nn/hf_config.h"
@@ -12,6 +14,16 @@ namespace {
 bool exists(const std::string& path) {
   struct stat status{};
   return stat(path.c_str(), &status) == 0;
+}
+
+// Pipes and devices may never end.
+void check_is_file(const std::string& path) {
+  constexpr std::int64_t kMostBytes = std::int64_t{100} << 20;
+  struct stat status{};
+  const bool is_file = stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+  require<ValueError>(is_file && status.st_size <= kMostBytes, path.c_str(),
+                      "a regular file of at most 100 MiB",
+                      is_file ? std::to_string(status.st_size) + " bytes" : "something else");
 }
 
 }  // namespace
@@ -26,9 +38,11 @@ HfDirectory read_hf_directory(const std::string& path) {
                       "; a model's directory has config.json and model.safetensors",
                   ENOENT);
   }
+  check_is_file(config_path);
   HfDirectory directory{path, read_json(config_path), std::nullopt, {}, {}};
   const std::string generation_path = path + "/generation_config.json";
   if (exists(generation_path)) {
+    check_is_file(generation_path);
     directory.generation_config = read_json(generation_path);
   }
   directory.model =

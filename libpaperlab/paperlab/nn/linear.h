@@ -3,6 +3,7 @@
 /// Linear layers of a decoder, the place where a paper puts its own, and hooks that see inputs.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstdint>
 #include <functional>
@@ -34,9 +35,22 @@ class PAPERLAB_API DenseLinear final : public Linear {
 
   at::Tensor forward(const at::Tensor& x) const override;
 
+  const at::Tensor& weight() const { return *weight_; }
+  at::Tensor bias() const { return bias_ == nullptr ? at::Tensor() : *bias_; }
+
  private:
   std::shared_ptr<const at::Tensor> weight_;
   std::shared_ptr<const at::Tensor> bias_;
+};
+
+/// While it lives, operators heed the gradient mode again: a decoder that records no gradients
+/// leaves that step out, and hooks and layers of the user's may want some of their own.
+class PAPERLAB_API UserCode {
+ public:
+  UserCode();
+
+ private:
+  c10::impl::ForceDispatchKeyGuard guard_;
 };
 
 /// Gets the name of a linear layer (`model.layers.0.mlp.up_proj`) and its input [..., in] before

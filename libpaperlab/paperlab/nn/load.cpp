@@ -18,11 +18,12 @@ std::vector<at::Tensor> values_of(NamedTensors tensors) {
 
 }  // namespace
 
-HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype) {
+HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype, bool is_mapped) {
   HfDecoder model{read_hf_directory(directory), {}, nullptr, {}};
   const io::Checkpoint checkpoint(directory);
   MapOptions options;
   options.dtype = dtype;
+  options.is_mapped = is_mapped;
   options.config_name = directory + "/config.json";
   Weights weights = map_weights(checkpoint, model.directory.model, std::move(options));
   model.file_names = std::move(weights.file_names);
@@ -36,6 +37,7 @@ HfDecoder new_decoder(const Json& config, Init init, std::uint64_t seed, at::Sca
   HfDecoder model{
       {"", config, std::nullopt, read_hf_config("config", config), {}}, {}, nullptr, {}};
   const HfModel& hf = model.directory.model;
+  model.directory.config["architectures"] = {hf.architecture};
   model.decoder = std::make_shared<Decoder>(
       hf.config, hf.family, initial_values(hf.config, hf.family, init, seed, dtype));
   return model;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "paperlab/core/error.h"
 #include "paperlab/core/export.h"
 #include "paperlab/nn/decoder.h"
 #include "paperlab/nn/hf_config.h"
@@ -27,10 +28,12 @@ struct HfDecoder {
 };
 
 /// Loads the decoder of a directory (Llama, Mistral, Qwen2, Qwen3, GPT-NeoX). Its parameters are
-/// the mapped file, in the files' dtype unless another is wanted.
+/// the mapped file (else they have memory of their own), in the files' dtype unless another is
+/// wanted.
 /// \throws IoError, ValueError  as read_hf_directory(), io::Checkpoint and map_weights().
 PAPERLAB_API HfDecoder load(const std::string& directory,
-                            std::optional<at::ScalarType> dtype = std::nullopt);
+                            std::optional<at::ScalarType> dtype = std::nullopt,
+                            bool is_mapped = true);
 
 /// A decoder of these settings with initial values.
 /// \param config  as config.json.

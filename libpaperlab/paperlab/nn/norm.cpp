@@ -3,6 +3,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/layer_norm.h>
 
+#include "paperlab/nn/widened_internal.h"
 #include "paperlab/ops/rms_norm.h"
 
 namespace paperlab::nn {
@@ -13,16 +14,16 @@ NormLayer::Sum NormLayer::add(const at::Tensor& x, const at::Tensor& delta) cons
 }
 
 at::Tensor RmsNorm::forward(const at::Tensor& x) const {
-  return ops::rms_norm(x, *weight_, {}, eps_).y;
+  return ops::rms_norm(x, widened(*weight_), {}, eps_).y;
 }
 
 NormLayer::Sum RmsNorm::add(const at::Tensor& x, const at::Tensor& delta) const {
-  const ops::RmsNormResult result = ops::rms_norm(delta, *weight_, x, eps_);
+  const ops::RmsNormResult result = ops::rms_norm(delta, widened(*weight_), x, eps_);
   return {result.y, result.sum};
 }
 
 at::Tensor LayerNorm::forward(const at::Tensor& x) const {
-  return at::layer_norm(x, {x.size(-1)}, *weight_, *bias_, eps_);
+  return at::layer_norm(x, {x.size(-1)}, widened(*weight_), widened(*bias_), eps_);
 }
 
 }  // namespace paperlab::nn

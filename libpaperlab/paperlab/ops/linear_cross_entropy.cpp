@@ -62,9 +62,7 @@ void check_statistic(const char* name, const at::Tensor& tensor, const at::Tenso
 Reduction reduction_of(const char* function, c10::string_view name) {
   TORCH_CHECK_VALUE(name == "mean" || name == "sum" || name == "none", function,
                     ": reduction must be \"mean\", \"sum\" or \"none\", got \"", name, "\"");
-  return name == "mean"  ? Reduction::kMean
-         : name == "sum" ? Reduction::kSum
-                         : Reduction::kNone;
+  return name == "mean" ? Reduction::kMean : name == "sum" ? Reduction::kSum : Reduction::kNone;
 }
 
 // Shapes and dtypes, also of tensors without data.
@@ -127,7 +125,7 @@ struct Arguments {
 
   // float32 and float64 may be transposed.
   static bool is_readable(const at::Tensor& weight) {
-    return weight.stride(1) == 1 ||
+    return weight.size(1) <= 1 || weight.stride(1) == 1 ||
            (weight.stride(0) == 1 && weight.scalar_type() != at::kBFloat16);
   }
 
@@ -138,7 +136,7 @@ struct Arguments {
             weight.size(1),
             weight.size(0),
             x.const_data_ptr(),
-            {weight.const_data_ptr(), weight.stride(0), weight.stride(1)},
+            {weight.const_data_ptr(), weight.stride(0), weight.size(1) <= 1 ? 1 : weight.stride(1)},
             bias.defined() ? bias.const_data_ptr() : nullptr,
             target.const_data_ptr<std::int64_t>(),
             ignore_index,

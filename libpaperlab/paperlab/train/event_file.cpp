@@ -7,7 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <chrono>
-#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
@@ -88,7 +88,8 @@ std::int64_t next_seconds(const std::vector<std::string>& files) {
     return seconds;
   }
   const std::string name = fs::path(files.back()).filename();
-  return std::max<std::int64_t>(seconds, std::atoll(name.c_str() + sizeof(kPrefix) - 1) + 1);
+  return std::max<std::int64_t>(seconds,
+                                std::strtoll(name.c_str() + sizeof(kPrefix) - 1, nullptr, 10) + 1);
 }
 
 }  // namespace

@@ -54,6 +54,9 @@ std::vector<Trained> trained_parameters(const nn::Decoder& decoder, const FitOpt
     }
   }
   require<ValueError>(!trained.empty(), kFunction, "a parameter that requires a gradient", "none");
+  const at::ScalarType type = trained.front().value.scalar_type();
+  require<ValueError>(!options.computes_in_bfloat16 || type == at::kFloat, kFunction,
+                      "precision bfloat16 needs parameters in float32", at::toString(type));
   return trained;
 }
 
@@ -69,8 +72,8 @@ std::vector<std::string> frozen_names(const nn::Decoder& decoder) {
 
 // What must not change between the parts of a run.
 Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
-  const auto& [schedule, optimizer, decay, no_decay, clip_norm, accumulate, out, every, keep,
-               resumes, seed] = options;
+  const auto& [schedule, optimizer, decay, no_decay, clip_norm, is_half, accumulate, out, every,
+               keep, resumes, seed] = options;
   return {
       {"schedule", static_cast<int>(schedule.kind)},
       {"learning_rate", schedule.learning_rate},
@@ -84,6 +87,7 @@ Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
       {"weight_decay", decay},
       {"no_decay", no_decay},
       {"clip_norm", std::isfinite(clip_norm) ? Json(clip_norm) : Json(nullptr)},
+      {"precision", is_half ? Json("bfloat16") : Json(nullptr)},
       {"accumulate", accumulate},
       {"seed", seed},
       {"frozen parameters", frozen_names(decoder)},
@@ -93,12 +97,12 @@ Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
 
 void check_settings(const std::string& path, const Json& saved, const Json& wanted) {
   for (const auto& [key, value] : wanted.items()) {
-    const bool is_same = saved.is_object() && saved.contains(key) && saved[key] == value;
-    require<ValueError>(is_same, kFunction,
-                        key + " as in the run that " + path + " holds (" +
-                            (saved.is_object() && saved.contains(key) ? saved[key].dump() : "?") +
-                            "), or another directory",
-                        value.dump());
+    const bool is_known = saved.is_object() && saved.contains(key);
+    if (!is_known || saved[key] != value) {
+      throw ValueError(c10::str(kFunction, ": ", key, " as in the run that ", path, " holds (",
+                                is_known ? saved[key].dump() : "?", "), or another directory, got ",
+                                value.dump()));
+    }
   }
 }
 
@@ -125,6 +129,29 @@ std::string first_bad_tensor(nn::Decoder& decoder, const at::Tensor& batch) {
   decoder.remove_linear_hook(hook);
   return bad;
 }
+
+// While this lives, the decoder computes with bfloat16 copies of its parameters, through which
+// gradients flow to the parameters.
+class HalfParameters {
+ public:
+  explicit HalfParameters(const nn::Decoder& decoder) : decoder_(decoder) {
+    for (const auto& parameter : decoder_.parameters()) {
+      own_.push_back(*parameter.value);
+      *parameter.value = parameter.value->to(at::kBFloat16);
+    }
+  }
+  ~HalfParameters() {
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      *decoder_.parameters()[i].value = own_[i];
+    }
+  }
+  HalfParameters(const HalfParameters&) = delete;
+  HalfParameters& operator=(const HalfParameters&) = delete;
+
+ private:
+  const nn::Decoder& decoder_;
+  std::vector<at::Tensor> own_;
+};
 
 class Run {
  public:
@@ -258,6 +285,7 @@ class Run {
     const at::AutoGradMode with_gradients(true);
     double sum = 0.0;
     for (const at::Tensor& part : batch.chunk(parts, 0)) {
+      const std::optional<HalfParameters> half = in_half();
       const at::Tensor loss = next_token_loss(*model_.decoder, part);
       const auto value = loss.item<double>();
       if (!std::isfinite(value)) {
@@ -270,6 +298,12 @@ class Run {
       (parts == 1 ? loss : loss.div(static_cast<double>(parts))).backward();
     }
     return sum / static_cast<double>(parts);
+  }
+
+  std::optional<HalfParameters> in_half() const {
+    return options_.computes_in_bfloat16
+               ? std::optional<HalfParameters>(std::in_place, *model_.decoder)
+               : std::nullopt;
   }
 
   [[noreturn]] void refuse_gradients(std::int64_t step) {

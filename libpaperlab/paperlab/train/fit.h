@@ -24,6 +24,8 @@ struct FitOptions {
   double weight_decay = 0.0;
   std::vector<std::string> no_decay{};  ///< fnmatch(3) patterns of names that do not decay.
   double clip_norm = std::numeric_limits<double>::infinity();  ///< > 0
+  /// Products and activations in bfloat16; parameters and the optimizer stay float32.
+  bool computes_in_bfloat16 = false;
   std::int64_t accumulate = 1;        ///< Parts of a batch that are computed one after another.
   std::string out{};                  ///< The run's directory; empty: nothing is written.
   std::int64_t checkpoint_every = 0;  ///< In steps, and at the end; 0: at the end alone.

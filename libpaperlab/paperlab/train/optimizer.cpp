@@ -52,7 +52,10 @@ class SlotOptimizer : public Optimizer {
       }
       require<ValueError>(num_found == 0 || num_found == fresh.size(), "load_state",
                           "all state of '" + parameters_[i].name + "'", "a part");
-      slots_[i] = num_found == 0 ? Slots() : std::move(fresh);
+      slots_[i].clear();
+      if (num_found != 0) {
+        slots_[i].swap(fresh);
+      }
     }
     require<ValueError>(values.empty(), "load_state", "state of known parameters",
                         values.empty() ? "" : values.begin()->first);
@@ -242,7 +245,7 @@ double clip_gradients(const std::vector<at::Tensor>& gradients, double most) {
   const double norm = std::sqrt(sum);
   const double factor = most / (norm + 1e-6);
   if (factor < 1.0) {
-    for (at::Tensor grad : gradients) {
+    for (const at::Tensor& grad : gradients) {
       grad.mul_(factor);
     }
   }

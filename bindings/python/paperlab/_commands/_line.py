@@ -107,7 +107,7 @@ def run(verb: str, work: Callable[[], None]) -> int:
         return _fail(verb, error, 2)
     except BrokenPipeError:
         return 0  # the reader has seen enough
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError) as error:
         return _fail(verb, error, 1)
     except KeyboardInterrupt:
         return 130

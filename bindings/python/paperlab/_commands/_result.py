@@ -1,5 +1,6 @@
 """The results of an evaluation: as JSON and as a table."""
 
+import errno
 import json
 import math
 import os
@@ -102,7 +103,9 @@ def check_target(path: Path) -> None:
 
 
 def write(path: Path, result: Record) -> None:
-    """Writes the file as a whole, by rename."""
+    """Writes the file as a whole, by rename; OSError if the path is a device or the like."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -56,7 +56,9 @@ def check_target(directory: Path, source: Path, *, force: bool) -> None:
     if not any(directory.iterdir()):
         return
     if not force:
-        raise ValueError(f"{directory}: is there and is not empty; force replaces it")
+        raise ValueError(
+            f"{directory}: is there and is not empty; --force (force=True) replaces it"
+        )
     if directory in source.parents:
         raise ValueError(f"{directory}: holds the file that is to be converted")
     if not (directory / "config.json").is_file() or any(x.is_dir() for x in directory.iterdir()):
