@@ -24,11 +24,8 @@ constexpr int kFewColumns = Rows == 4 ? 2 : 4;
 // Of a row of A that are copied at a time.
 constexpr std::int64_t kPreparedNumbers = 512;
 
-// B is fetched so many bytes ahead of its use where more than a multiply-add is done with a word:
-// the processor looks too few words ahead then. One row of float32 is faster without.
+// B is fetched so many bytes ahead of its use: the processor alone looks too few words ahead.
 constexpr std::int64_t kAheadBytes = 8192;
-template <class W, int Rows>
-constexpr bool kIsReadAhead = Rows > 1 || kWordNumbers<W> == 2;
 
 // Sums across lanes in a tree: halves, quarters, then (0 + 2) + (1 + 3).
 using Vec4 = float __attribute__((vector_size(16)));
@@ -141,34 +138,57 @@ inline __attribute__((always_inline)) void store_sums(const FewColumns<W>& of,
   }
 }
 
-// C of the next Rows rows and Columns columns.
+// The last words of a row, filled up with zeros.
+template <class W>
+inline VecU last_words(const W* row, std::int64_t count) {
+  W rest[kWordNumbers<W> * kFloatLanes] = {};
+  __builtin_memcpy(rest, row, static_cast<std::size_t>(count) * sizeof(W));
+  return load_words(rest);
+}
+
+inline void fetch_ahead(const void* p) {
+  __builtin_prefetch(static_cast<const char*>(p) + kAheadBytes, 0, 3);
+}
+
+// Adds Columns rows of B that are read side by side.
 template <class W, int Rows, int Columns>
-void few_tile(const FewColumns<W>& of) {
+inline __attribute__((always_inline)) void add_rows(const FewColumns<W>& of, const W* b,
+                                                    VecF (&sums)[Columns][Rows]) {
   constexpr std::int64_t kNumbers = kWordNumbers<W> * kFloatLanes;
-  VecF sums[Columns][Rows] = {};
-  [[maybe_unused]] const char* ahead = reinterpret_cast<const char*>(of.b) + kAheadBytes;
+  const W* ahead = b;
+  VecU words[Columns];
   std::int64_t k = 0;
   for (; k + kNumbers <= of.num_k; k += kNumbers) {
-    VecU words[Columns];
 #pragma GCC unroll 4
     for (int n = 0; n < Columns; ++n) {
-      words[n] = load_words(of.b + n * of.b_stride + k);
-      if constexpr (kIsReadAhead<W, Rows>) {
-        __builtin_prefetch(ahead, 0, 3);
-        ahead += sizeof(VecU);
-      }
+      words[n] = load_words(b + n * of.b_stride + k);
+      fetch_ahead(ahead);
+      ahead += kNumbers;
     }
     add_words<W, Rows, Columns>(sums, of.a + k, of.a_stride, words);
   }
   if (k < of.num_k) {
-    VecU words[Columns];
     for (int n = 0; n < Columns; ++n) {
-      W rest[kNumbers] = {};
-      __builtin_memcpy(rest, of.b + n * of.b_stride + k,
-                       static_cast<std::size_t>(of.num_k - k) * sizeof(W));
-      words[n] = load_words(rest);
+      words[n] = last_words(b + n * of.b_stride + k, of.num_k - k);
     }
     add_words<W, Rows, Columns>(sums, of.a + k, of.a_stride, words);
+  }
+}
+
+// C of the next Rows rows and Columns columns. With one row of A the rows of B are read one after
+// another, as they lie in memory: nearly twice the rate of bfloat16, and their sums, which do not
+// depend on each other, overlap all the same.
+template <class W, int Rows, int Columns>
+void few_tile(const FewColumns<W>& of) {
+  VecF sums[Columns][Rows] = {};
+  if constexpr (Rows == 1) {
+    for (int n = 0; n < Columns; ++n) {
+      VecF sum[1][1] = {};
+      add_rows<W, 1, 1>(of, of.b + n * of.b_stride, sum);
+      sums[n][0] = sum[0][0];
+    }
+  } else {
+    add_rows<W, Rows, Columns>(of, of.b, sums);
   }
   store_sums<W, Rows, Columns>(of, sums);
 }
