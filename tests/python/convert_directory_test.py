@@ -31,7 +31,7 @@ def test_a_finished_conversion_is_left_alone(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in directory.iterdir()}
     assert convert.gguf(path, directory) == directory
     assert {file: file.stat().st_mtime_ns for file in directory.iterdir()} == before
-    with pytest.raises(ValueError, match="is there and is not empty; force replaces it"):
+    with pytest.raises(ValueError, match="is there and is not empty; --force"):
         convert.gguf(path, directory, dtype="bfloat16")
     other = write_model(tmp_path / "other.gguf", seed=2)
     with pytest.raises(ValueError, match="is there and is not empty"):
@@ -203,7 +203,7 @@ def test_the_command(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"paperlab convert: {tmp_path}/out: is there and is not empty; force replaces it\n"
+        f"paperlab convert: {tmp_path}/out: is there and is not empty; --force (force=True) replaces it\n"
     )
     assert main(["--force", "--", str(path), "out"]) == 0
 

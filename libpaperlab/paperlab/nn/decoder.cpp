@@ -238,10 +238,6 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
   require<ValueError>(batch_size >= 1 && max_length >= 1, "nn::Decoder::new_cache",
                       "batch_size and max_length >= 1",
                       std::to_string(batch_size) + " and " + std::to_string(max_length));
-  require<ValueError>(
-      max_length <= config_.max_positions, "nn::Decoder::new_cache",
-      "max_length of at most " + std::to_string(config_.max_positions) + " (max_positions)",
-      std::to_string(max_length));
   auto cache = std::make_unique<Cache>();
   cache->batch_size = batch_size;
   cache->max_length = max_length;
