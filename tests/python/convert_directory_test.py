@@ -128,6 +128,16 @@ def test_a_failed_replacement_keeps_the_old_model(
     assert sorted(os.listdir(tmp_path)) == ["m.gguf", "out"]
 
 
+def test_a_model_that_waits_for_a_killed_replacement_comes_back(tmp_path: Path) -> None:
+    directory = convert.gguf(write_model(tmp_path / "m.gguf"), tmp_path / "out")
+    before = (directory / "model.safetensors").read_bytes()
+    directory.rename(tmp_path / "out.old.tmp")
+    with pytest.raises(ValueError, match="is there and is not empty"):
+        convert.gguf(write_model(tmp_path / "other.gguf", seed=2), directory)
+    assert (directory / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "out.old.tmp").exists()
+
+
 @pytest.mark.parametrize(
     ("module", "name"), STAGES[1:], ids=lambda x: x if isinstance(x, str) else ""
 )
@@ -203,7 +213,8 @@ def test_the_command(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"paperlab convert: {tmp_path}/out: is there and is not empty; --force (force=True) replaces it\n"
+        f"paperlab convert: {tmp_path}/out: is there and is not empty; "
+        "--force (force=True) replaces it\n"
     )
     assert main(["--force", "--", str(path), "out"]) == 0
 

@@ -50,6 +50,9 @@ def _weights(directory: Path) -> list[str]:
 def check_target(directory: Path, source: Path, *, force: bool) -> None:
     """Raises ValueError unless a directory may get this name; OSError if it cannot be looked at."""
     if not directory.exists():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            _old(directory).rename(directory)  # of a replacement that was killed halfway
+    if not directory.exists():
         return
     if not directory.is_dir():
         raise ValueError(f"{directory}: is there and is no directory")
@@ -135,12 +138,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _old(directory: Path) -> Path:
+    """Where a model waits while another takes its name."""
+    return directory.with_name(f"{directory.name}.old.tmp")
+
+
 def _rename(temporary: Path, directory: Path, *, force: bool) -> None:
     """Over nothing, an empty directory, or one that is to be replaced."""
     if not force or not directory.exists():
         temporary.rename(directory)  # the system refuses what has come meanwhile
         return
-    old = directory.with_name(f"{directory.name}.old.tmp")
+    old = _old(directory)
     shutil.rmtree(old, ignore_errors=True)
     directory.rename(old)
     try:
