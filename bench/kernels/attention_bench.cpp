@@ -8,21 +8,14 @@
 //   --only TEXT   rows whose "table: case" contains TEXT
 //   --quick       a few small rows
 
-#include <malloc.h>
-
 #include <algorithm>
-#include <climits>
 #include <cstdio>
-#include <cstdlib>
-#include <exception>
-#include <map>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bench/support/attention_case.h"
 #include "bench/support/attention_timer.h"
-#include "bench/support/machine.h"
+#include "bench/support/ratio_bench.h"
 #include "bench/support/ratio_row.h"
 #include "bench/support/roofs.h"
 #include "bench/support/sdpa.h"
@@ -36,16 +29,6 @@ namespace {
 using kernels::DType;
 using kernels::KeyRule;
 using kernels::KeyRuleKind;
-
-struct Arguments {
-  std::string out;
-  std::string machine;
-  std::string isa = "auto";
-  std::string only;
-  int num_repetitions = 15;
-  int num_threads = 0;  // 0: rows of one and of two threads
-  bool is_quick = false;
-};
 
 enum class What { kForward, kBackward, kOneQuery };
 
@@ -150,10 +133,6 @@ std::vector<Case> all_cases() {
   return cases;
 }
 
-std::string threads_text(int num_threads) {
-  return std::to_string(num_threads) + (num_threads == 1 ? " thread" : " threads");
-}
-
 std::string name_of(const AttentionShape& shape, int num_threads) {
   std::string name = shape.num_queries == 1 ? "S " : "T ";
   name += std::to_string(shape.num_keys) + ", D " + std::to_string(shape.head_dim) + ", H " +
@@ -213,28 +192,17 @@ void measure(const Case& of, AttentionTimer& timer, RatioRow& row) {
   }
 }
 
-std::vector<int> thread_counts(const Arguments& arguments) {
-  if (arguments.num_threads > 0) {
-    return {arguments.num_threads};
-  }
-  return std::thread::hardware_concurrency() < 2 ? std::vector<int>{1} : std::vector<int>{1, 2};
-}
-
-std::vector<RatioRow> run(const Arguments& arguments, const Roofs& roofs, AttentionTimer& timer) {
+std::vector<RatioRow> run(const RatioArguments& arguments, const Roofs& roofs,
+                          AttentionTimer& timer) {
   std::vector<RatioRow> rows;
   for (const Case& of : all_cases()) {
-    for (const int num_threads : thread_counts(arguments)) {
+    for (const int num_threads : arguments.thread_counts()) {
       RatioRow row = row_of(of, num_threads, roofs);
-      const bool is_named = (row.table + ": " + row.name).find(arguments.only) != std::string::npos;
-      if (!is_named || (arguments.is_quick && !of.is_quick)) {
+      if (!arguments.wants(row, of.is_quick)) {
         continue;
       }
-      if (rows.empty() || rows.back().table != row.table) {
-        std::printf("%s\n", row.table.c_str());
-      }
       measure(of, timer, row);
-      print(row);
-      rows.push_back(row);
+      add_row(row, rows);
     }
   }
   return rows;
@@ -269,83 +237,23 @@ Json read_roofs(const AttentionTimer& timer) {
   return roofs;
 }
 
-[[noreturn]] void usage(const char* program) {
-  std::fprintf(stderr,
-               "%s: usage: --out FILE [--machine NAME] [--repetitions N] [--threads N] "
-               "[--isa auto|avx512|avx2|generic] [--only TEXT] [--quick]\n",
-               program);
-  std::exit(2);
-}
-
-// Exits with 2 on arguments that it doesn't know.
-Arguments parse(int argc, char** argv) {
-  Arguments arguments;
-  const std::map<std::string, std::string*> texts = {{"--out", &arguments.out},
-                                                     {"--machine", &arguments.machine},
-                                                     {"--isa", &arguments.isa},
-                                                     {"--only", &arguments.only}};
-  const std::map<std::string, int*> numbers = {{"--repetitions", &arguments.num_repetitions},
-                                               {"--threads", &arguments.num_threads}};
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto text = texts.find(name);
-    const auto number = numbers.find(name);
-    if (name == "--quick") {
-      arguments.is_quick = true;
-    } else if (i + 1 < argc && text != texts.end()) {
-      *text->second = argv[++i];
-    } else if (i + 1 < argc && number != numbers.end()) {
-      *number->second =
-          static_cast<int>(std::clamp(std::strtol(argv[++i], nullptr, 10), 1L, 1000L));
-    } else {
-      usage(argv[0]);
-    }
-  }
-  return arguments;
-}
-
-int bench(const Arguments& arguments) {
-  // Freed memory is kept, so that LibTorch's results don't cost page faults at each call.
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, INT_MAX);
-  set_cpu_isa(arguments.isa);
-  Json result = describe_machine(arguments.machine);
+std::vector<RatioRow> measure_all(const RatioArguments& arguments, Json& result) {
   result["torch_isa"] = sdpa_capability();
   result["float32_roofs_gflops"] = float32_roofs();
   const double float32_roof = result["float32_roofs_gflops"][cpu_isa_name(cpu_isa())];
   const Roofs roofs = {float32_roof, std::max(float32_roof, dot_roof_bfloat16_gflops())};
   result["bfloat16_roof_gflops"] = json_number(roofs.bfloat16);
   AttentionTimer timer(arguments.num_repetitions);
-  std::printf("%s; %s\n", result["cpu"].get<std::string>().c_str(),
-              note(result, roofs, timer).c_str());
+  std::printf("%s\n", note(result, roofs, timer).c_str());
   const std::vector<RatioRow> rows = run(arguments, roofs, timer);
-  int num_missed = 0;
-  bool is_wrong = false;
-  result["rows"] = Json::array();
-  for (const RatioRow& row : rows) {
-    result["rows"].push_back(json_of(row));
-    is_wrong = is_wrong || !row.wrong.empty();
-    num_missed += row.wrong.empty() && row.is_missed() ? 1 : 0;
-  }
   result["read_roofs"] = read_roofs(timer);
   result["note"] = note(result, roofs, timer);
-  result["claims"] = Json::object();
-  std::printf("%zu rows, %d missed a target\n", rows.size(), num_missed);
-  if (!arguments.out.empty()) {
-    write_json(arguments.out, result);
-    std::printf("%s\n", arguments.out.c_str());
-  }
-  return is_wrong ? 1 : 0;
+  return rows;
 }
 
 }  // namespace
 }  // namespace paperlab::bench
 
 int main(int argc, char** argv) {
-  try {
-    return paperlab::bench::bench(paperlab::bench::parse(argc, argv));
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
-    return 1;
-  }
+  return paperlab::bench::run_ratio_bench(argc, argv, paperlab::bench::measure_all);
 }

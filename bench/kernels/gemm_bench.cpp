@@ -8,23 +8,17 @@
 //   --only TEXT   rows whose "table: case" contains TEXT
 //   --quick       a few small rows
 
-#include <malloc.h>
-
 #include <algorithm>
-#include <climits>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bench/support/eager_linear.h"
-#include "bench/support/machine.h"
+#include "bench/support/ratio_bench.h"
 #include "bench/support/ratio_row.h"
 #include "bench/support/roofs.h"
 #include "kernels/common/number.h"
@@ -42,16 +36,6 @@ using kernels::Gemm;
 
 constexpr double kRowSeconds = 1.5;  // past which a row has enough repetitions
 constexpr std::size_t kArenaBytes = std::size_t{256} << 20U;
-
-struct Arguments {
-  std::string out;
-  std::string machine;
-  std::string isa = "auto";
-  std::string only;
-  int num_repetitions = 15;
-  int num_threads = 0;  // 0: rows of one and of two threads
-  bool is_quick = false;
-};
 
 struct Case {
   std::string table;
@@ -198,25 +182,19 @@ Contestant rotating(std::size_t count, std::function<void(std::size_t)> step) {
 
 class Bench {
  public:
-  explicit Bench(const Arguments& arguments)
+  explicit Bench(const RatioArguments& arguments)
       : arguments_(arguments), fma_roof_gflops_(fma_roof_float32_gflops(cpu_isa())) {}
 
   std::vector<RatioRow> run() {
     std::vector<RatioRow> rows;
     for (const Case& of : all_cases()) {
-      for (const int num_threads : thread_counts()) {
+      for (const int num_threads : arguments_.thread_counts()) {
         RatioRow row = row_of(of, num_threads);
-        const bool is_named =
-            (row.table + ": " + row.name).find(arguments_.only) != std::string::npos;
-        if (!is_named || (arguments_.is_quick && !of.is_quick)) {
+        if (!arguments_.wants(row, of.is_quick)) {
           continue;
         }
-        if (rows.empty() || rows.back().table != row.table) {
-          std::printf("%s\n", row.table.c_str());
-        }
         measure(of, row);
-        print(row);
-        rows.push_back(row);
+        add_row(row, rows);
       }
     }
     return rows;
@@ -236,19 +214,11 @@ class Bench {
   }
 
  private:
-  std::vector<int> thread_counts() const {
-    if (arguments_.num_threads > 0) {
-      return {arguments_.num_threads};
-    }
-    return std::thread::hardware_concurrency() < 2 ? std::vector<int>{1} : std::vector<int>{1, 2};
-  }
-
   RatioRow row_of(const Case& of, int num_threads) const {
     RatioRow row;
     row.table = of.table;
     row.name = "M " + std::to_string(of.m) + ", N " + std::to_string(of.n) + ", K " +
-               std::to_string(of.k) + ", " + std::to_string(num_threads) +
-               (num_threads == 1 ? " thread" : " threads");
+               std::to_string(of.k) + ", " + threads_text(num_threads);
     row.backend = "at::linear";
     row.num_threads = num_threads;
     row.target = of.target;
@@ -295,82 +265,21 @@ class Bench {
     }
   }
 
-  const Arguments& arguments_;
+  const RatioArguments& arguments_;
   double fma_roof_gflops_;
   std::map<int, ReadRoof> read_roofs_;
 };
-
-[[noreturn]] void usage(const char* program) {
-  std::fprintf(stderr,
-               "%s: usage: --out FILE [--machine NAME] [--repetitions N] [--threads N] "
-               "[--isa auto|avx512|avx2|generic] [--only TEXT] [--quick]\n",
-               program);
-  std::exit(2);
-}
-
-// Exits with 2 on arguments that it doesn't know.
-Arguments parse(int argc, char** argv) {
-  Arguments arguments;
-  const std::map<std::string, std::string*> texts = {{"--out", &arguments.out},
-                                                     {"--machine", &arguments.machine},
-                                                     {"--isa", &arguments.isa},
-                                                     {"--only", &arguments.only}};
-  const std::map<std::string, int*> numbers = {{"--repetitions", &arguments.num_repetitions},
-                                               {"--threads", &arguments.num_threads}};
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto text = texts.find(name);
-    const auto number = numbers.find(name);
-    if (name == "--quick") {
-      arguments.is_quick = true;
-    } else if (i + 1 < argc && text != texts.end()) {
-      *text->second = argv[++i];
-    } else if (i + 1 < argc && number != numbers.end()) {
-      *number->second =
-          static_cast<int>(std::clamp(std::strtol(argv[++i], nullptr, 10), 1L, 1000L));
-    } else {
-      usage(argv[0]);
-    }
-  }
-  return arguments;
-}
-
-int bench(const Arguments& arguments) {
-  // Freed memory is kept, so that results don't cost page faults at each call.
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, INT_MAX);
-  set_cpu_isa(arguments.isa);
-  Json result = describe_machine(arguments.machine);
-  Bench of(arguments);
-  std::printf("%s; ours with %s\n", result["cpu"].get<std::string>().c_str(),
-              cpu_isa_name(cpu_isa()));
-  const std::vector<RatioRow> rows = of.run();
-  int num_missed = 0;
-  bool is_wrong = false;
-  result["rows"] = Json::array();
-  for (const RatioRow& row : rows) {
-    result["rows"].push_back(json_of(row));
-    is_wrong = is_wrong || !row.wrong.empty();
-    num_missed += row.wrong.empty() && row.is_missed() ? 1 : 0;
-  }
-  result["note"] = of.note();
-  result["claims"] = Json::object();
-  std::printf("%s\n%zu rows, %d missed a target\n", of.note().c_str(), rows.size(), num_missed);
-  if (!arguments.out.empty()) {
-    write_json(arguments.out, result);
-    std::printf("%s\n", arguments.out.c_str());
-  }
-  return is_wrong ? 1 : 0;
-}
 
 }  // namespace
 }  // namespace paperlab::bench
 
 int main(int argc, char** argv) {
-  try {
-    return paperlab::bench::bench(paperlab::bench::parse(argc, argv));
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
-    return 1;
-  }
+  using namespace paperlab;
+  return bench::run_ratio_bench(argc, argv,
+                                [](const bench::RatioArguments& arguments, Json& result) {
+                                  bench::Bench of(arguments);
+                                  const std::vector<bench::RatioRow> rows = of.run();
+                                  result["note"] = of.note();
+                                  return rows;
+                                });
 }

@@ -8,29 +8,22 @@
 //   --only TEXT   rows whose "table: case" contains TEXT
 //   --quick       a small row
 
-#include <malloc.h>
-
-#include <algorithm>
-#include <climits>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <exception>
-#include <map>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bench/support/eager_cross_entropy.h"
-#include "bench/support/machine.h"
+#include "bench/support/ratio_bench.h"
 #include "bench/support/ratio_row.h"
 #include "bench/support/roofs.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/linear_cross_entropy/linear_cross_entropy.h"
 #include "paperlab/core/cpu_isa.h"
 #include "paperlab/core/json.h"
 #include "paperlab/core/parallel.h"
 #include "paperlab/core/rng.h"
 #include "paperlab/ops/parallel_bridge.h"
-#include "tests/support/gemm_product.h"
 
 namespace paperlab::bench {
 namespace {
@@ -38,16 +31,6 @@ namespace {
 using kernels::LinearCrossEntropy;
 
 constexpr double kRowSeconds = 20.0;  // past which a row has enough repetitions
-
-struct Arguments {
-  std::string out;
-  std::string machine;
-  std::string isa = "auto";
-  std::string only;
-  int num_repetitions = 9;
-  int num_threads = 0;  // 0: rows of one and of two threads
-  bool is_quick = false;
-};
 
 struct Case {
   std::int64_t num_rows;
@@ -96,14 +79,13 @@ class Loss {
   const LinearCrossEntropy& problem() const { return problem_; }
 
   void forward(const Executor& executor) {
-    kernels::linear_cross_entropy(problem_, {&loss_, lse_.data()}, test::multiply_by_gemm,
-                                  executor);
+    kernels::linear_cross_entropy(problem_, {&loss_, lse_.data()}, kernels::gemm, executor);
   }
   void forward_and_backward(const Executor& executor) {
     forward(executor);
     kernels::linear_cross_entropy_backward(
         problem_, {&grad_loss_, lse_.data(), grad_x_.data(), grad_weight_.data(), nullptr},
-        test::multiply_by_gemm, executor);
+        kernels::gemm, executor);
   }
 
   // Why a result is far from the baseline's; empty: it is not. Sums of V and of N products in
@@ -143,26 +125,20 @@ class Loss {
 
 class Bench {
  public:
-  explicit Bench(const Arguments& arguments)
+  explicit Bench(const RatioArguments& arguments)
       : arguments_(arguments), fma_roof_gflops_(fma_roof_float32_gflops(cpu_isa())) {}
 
   std::vector<RatioRow> run() {
     std::vector<RatioRow> rows;
     for (const bool has_gradients : {true, false}) {
       for (const Case& of : all_cases()) {
-        for (const int num_threads : thread_counts()) {
+        for (const int num_threads : arguments_.thread_counts()) {
           RatioRow row = row_of(of, has_gradients, num_threads);
-          const bool is_named =
-              (row.table + ": " + row.name).find(arguments_.only) != std::string::npos;
-          if (!is_named || (arguments_.is_quick && !of.is_quick)) {
+          if (!arguments_.wants(row, of.is_quick)) {
             continue;
           }
-          if (rows.empty() || rows.back().table != row.table) {
-            std::printf("%s\n", row.table.c_str());
-          }
           measure(of, has_gradients, row);
-          print(row);
-          rows.push_back(row);
+          add_row(row, rows);
         }
       }
     }
@@ -180,19 +156,11 @@ class Bench {
   }
 
  private:
-  std::vector<int> thread_counts() const {
-    if (arguments_.num_threads > 0) {
-      return {arguments_.num_threads};
-    }
-    return std::thread::hardware_concurrency() < 2 ? std::vector<int>{1} : std::vector<int>{1, 2};
-  }
-
   RatioRow row_of(const Case& of, bool has_gradients, int num_threads) const {
     RatioRow row;
     row.table = has_gradients ? "forward and gradients, float32" : "forward, float32";
     row.name = "N " + std::to_string(of.num_rows) + ", D " + std::to_string(of.width) + ", V " +
-               std::to_string(of.vocab_size) + ", " + std::to_string(num_threads) +
-               (num_threads == 1 ? " thread" : " threads");
+               std::to_string(of.vocab_size) + ", " + threads_text(num_threads);
     row.backend = "at::linear + at::cross_entropy_loss";
     row.num_threads = num_threads;
     row.target = has_gradients ? of.target : 1.0;
@@ -222,81 +190,20 @@ class Bench {
     row.baseline = timings[1];
   }
 
-  const Arguments& arguments_;
+  const RatioArguments& arguments_;
   double fma_roof_gflops_;
 };
-
-[[noreturn]] void usage(const char* program) {
-  std::fprintf(stderr,
-               "%s: usage: --out FILE [--machine NAME] [--repetitions N] [--threads N] "
-               "[--isa auto|avx512|avx2|generic] [--only TEXT] [--quick]\n",
-               program);
-  std::exit(2);
-}
-
-// Exits with 2 on arguments that it doesn't know.
-Arguments parse(int argc, char** argv) {
-  Arguments arguments;
-  const std::map<std::string, std::string*> texts = {{"--out", &arguments.out},
-                                                     {"--machine", &arguments.machine},
-                                                     {"--isa", &arguments.isa},
-                                                     {"--only", &arguments.only}};
-  const std::map<std::string, int*> numbers = {{"--repetitions", &arguments.num_repetitions},
-                                               {"--threads", &arguments.num_threads}};
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto text = texts.find(name);
-    const auto number = numbers.find(name);
-    if (name == "--quick") {
-      arguments.is_quick = true;
-    } else if (i + 1 < argc && text != texts.end()) {
-      *text->second = argv[++i];
-    } else if (i + 1 < argc && number != numbers.end()) {
-      *number->second =
-          static_cast<int>(std::clamp(std::strtol(argv[++i], nullptr, 10), 1L, 1000L));
-    } else {
-      usage(argv[0]);
-    }
-  }
-  return arguments;
-}
-
-int bench(const Arguments& arguments) {
-  // Freed memory is kept, so that results don't cost page faults at each call.
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, INT_MAX);
-  set_cpu_isa(arguments.isa);
-  Json result = describe_machine(arguments.machine);
-  Bench of(arguments);
-  std::printf("%s; ours with %s\n", result["cpu"].get<std::string>().c_str(),
-              cpu_isa_name(cpu_isa()));
-  const std::vector<RatioRow> rows = of.run();
-  int num_missed = 0;
-  bool is_wrong = false;
-  result["rows"] = Json::array();
-  for (const RatioRow& row : rows) {
-    result["rows"].push_back(json_of(row));
-    is_wrong = is_wrong || !row.wrong.empty();
-    num_missed += row.wrong.empty() && row.is_missed() ? 1 : 0;
-  }
-  result["note"] = of.note();
-  result["claims"] = Json::object();
-  std::printf("%s\n%zu rows, %d missed a target\n", of.note().c_str(), rows.size(), num_missed);
-  if (!arguments.out.empty()) {
-    write_json(arguments.out, result);
-    std::printf("%s\n", arguments.out.c_str());
-  }
-  return is_wrong ? 1 : 0;
-}
 
 }  // namespace
 }  // namespace paperlab::bench
 
 int main(int argc, char** argv) {
-  try {
-    return paperlab::bench::bench(paperlab::bench::parse(argc, argv));
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
-    return 1;
-  }
+  using namespace paperlab;
+  return bench::run_ratio_bench(argc, argv,
+                                [](const bench::RatioArguments& arguments, Json& result) {
+                                  bench::Bench of(arguments);
+                                  const std::vector<bench::RatioRow> rows = of.run();
+                                  result["note"] = of.note();
+                                  return rows;
+                                });
 }

@@ -1,10 +1,9 @@
 #include "kernels/gemm/gemm.h"
 
-#include <memory>
-#include <new>
 #include <string>
 
 #include "kernels/common/dispatch.h"
+#include "kernels/common/lines.h"
 #include "kernels/common/number.h"
 #include "kernels/gemm/cpu.h"
 #include "kernels/gemm/tile.h"
@@ -15,17 +14,6 @@ namespace {
 
 // Below so many multiply-adds waking other threads takes longer than the work.
 constexpr std::int64_t kSerialWork = std::int64_t{1} << 16;
-
-struct FreeLines {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Lines = std::unique_ptr<std::byte[], FreeLines>;
-
-// Memory that is not written before it is used: whole cache lines.
-Lines take_lines(std::int64_t bytes) {
-  return Lines(static_cast<std::byte*>(
-      ::operator new[](static_cast<std::size_t>(bytes), std::align_val_t{64})));
-}
 
 void check(const Gemm& problem) {
   const auto& [dtype, m, n, k, a, b, bias, c, c_stride] = problem;

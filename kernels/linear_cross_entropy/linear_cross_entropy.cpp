@@ -3,12 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "kernels/common/dispatch.h"
+#include "kernels/common/lines.h"
 #include "kernels/common/number.h"
 #include "kernels/linear_cross_entropy/cpu.h"
 #include "kernels/linear_cross_entropy/tile.h"
@@ -21,17 +20,6 @@ constexpr char kFunction[] = "linear_cross_entropy";
 
 // Of the elementwise passes, ten microseconds of work.
 constexpr std::int64_t kTaskElements = 32768;
-
-struct FreeLines {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Lines = std::unique_ptr<std::byte[], FreeLines>;
-
-// Memory that is not written before it is used: whole cache lines.
-Lines take_lines(std::int64_t bytes) {
-  return Lines(static_cast<std::byte*>(
-      ::operator new[](static_cast<std::size_t>(bytes), std::align_val_t{64})));
-}
 
 std::int64_t bytes_of(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
@@ -70,7 +58,7 @@ std::int64_t num_counted(const LinearCrossEntropy& problem) {
 // A chunk of logits at a time, and what its products read.
 class ChunkedLogits {
  public:
-  ChunkedLogits(const LinearCrossEntropy& problem, Multiply multiply, const Executor& executor)
+  ChunkedLogits(const LinearCrossEntropy& problem, GemmFunction multiply, const Executor& executor)
       : problem_(problem),
         multiply_(multiply),
         executor_(executor),
@@ -107,7 +95,7 @@ class ChunkedLogits {
         const IndexRange rows = range_at(problem_.num_rows, shape_.rows, r);
         read_x(rows);
         const LogitsChunk chunk = {logits_.get(), stride(), rows, columns_};
-        const MatrixOperand a = {x_of_rows_, problem_.width, 1};
+        const GemmOperand a = {x_of_rows_, problem_.width, 1};
         product(rows.size(), columns_.size(), problem_.width, a, weight_of_columns_, bias(),
                 chunk.data, chunk.stride);
         body(chunk);
@@ -176,7 +164,7 @@ class ChunkedLogits {
     });
   }
 
-  void product(std::int64_t m, std::int64_t n, std::int64_t k, MatrixOperand a, MatrixOperand b,
+  void product(std::int64_t m, std::int64_t n, std::int64_t k, GemmOperand a, GemmOperand b,
                const void* of_bias, void* c, std::int64_t c_stride) const {
     multiply_({dtype_, m, n, k, a, b, of_bias, c, c_stride}, executor_);
   }
@@ -216,7 +204,7 @@ class ChunkedLogits {
   }
 
   const LinearCrossEntropy& problem_;
-  Multiply multiply_;
+  GemmFunction multiply_;
   const Executor& executor_;
   DType dtype_;
   LogitsCpu cpu_;
@@ -228,7 +216,7 @@ class ChunkedLogits {
   IndexRange columns_{0, 0};
   IndexRange rows_of_x_{0, 0};
   const void* x_of_rows_ = nullptr;
-  MatrixOperand weight_of_columns_;
+  GemmOperand weight_of_columns_;
 };
 
 void store_results(const LinearCrossEntropy& problem, const std::vector<RowState>& states,
@@ -345,7 +333,7 @@ std::int64_t first_bad_target(const std::int64_t* target, std::int64_t num_rows,
 }
 
 void linear_cross_entropy(const LinearCrossEntropy& problem, const LinearCrossEntropyResult& result,
-                          Multiply multiply, const Executor& executor) {
+                          GemmFunction multiply, const Executor& executor) {
   check(problem);
   const double lowest = -std::numeric_limits<double>::infinity();
   std::vector<RowState> states(static_cast<std::size_t>(problem.num_rows), {lowest, 0.0, 0.0});
@@ -363,8 +351,8 @@ void linear_cross_entropy(const LinearCrossEntropy& problem, const LinearCrossEn
 }
 
 void linear_cross_entropy_backward(const LinearCrossEntropy& problem,
-                                   const LinearCrossEntropyGradients& gradients, Multiply multiply,
-                                   const Executor& executor) {
+                                   const LinearCrossEntropyGradients& gradients,
+                                   GemmFunction multiply, const Executor& executor) {
   check(problem);
   if (problem.num_rows == 0) {
     fill_with_zeros(problem, gradients);

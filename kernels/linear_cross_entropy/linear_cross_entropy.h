@@ -12,31 +12,9 @@
 
 #include <cstdint>
 
-#include "kernels/common/tensor_view.h"
-#include "paperlab/core/parallel.h"
+#include "kernels/common/gemm_problem.h"
 
 namespace paperlab::kernels {
-
-// Element (row, k) lies at data[row * row_stride + k * k_stride]; one of the strides is 1.
-struct MatrixOperand {
-  const void* data = nullptr;
-  std::int64_t row_stride = 0;
-  std::int64_t k_stride = 1;
-};
-
-// C[m, n] = sum over k of A[m, k] B[n, k] + bias[n], float32 or float64 throughout.
-struct MatrixProduct {
-  DType dtype = DType::kFloat32;
-  std::int64_t m = 0;
-  std::int64_t n = 0;
-  std::int64_t k = 0;
-  MatrixOperand a;             // [M, K]
-  MatrixOperand b;             // [N, K]
-  const void* bias = nullptr;  // [N], contiguous; absent: zeros
-  void* c = nullptr;           // [M, N], rows c_stride apart
-  std::int64_t c_stride = 0;
-};
-using Multiply = void (*)(const MatrixProduct& product, const Executor& executor);
 
 enum class Reduction : std::uint8_t { kNone, kSum, kMean };
 
@@ -47,7 +25,7 @@ struct LinearCrossEntropy {
   std::int64_t width = 0;
   std::int64_t vocab_size = 0;
   const void* x = nullptr;               // [N, D], contiguous
-  MatrixOperand weight;                  // [V, D]; in bfloat16 rows are contiguous
+  GemmOperand weight;                    // [V, D]; in bfloat16 rows are contiguous
   const void* bias = nullptr;            // [V], contiguous; absent: zeros
   const std::int64_t* target = nullptr;  // [N]
   std::int64_t ignore_index = -100;      // the target of rows that do not count
@@ -74,12 +52,12 @@ struct LinearCrossEntropyGradients {
 // Throws ShapeError for negative sizes or V < 1, ValueError for a target outside 0..V-1 that is
 // not ignore_index, or strides of which none is 1.
 void linear_cross_entropy(const LinearCrossEntropy& problem, const LinearCrossEntropyResult& result,
-                          Multiply multiply, const Executor& executor);
+                          GemmFunction multiply, const Executor& executor);
 
 // Writes the gradients that are wanted; rows that do not count have none.
 void linear_cross_entropy_backward(const LinearCrossEntropy& problem,
-                                   const LinearCrossEntropyGradients& gradients, Multiply multiply,
-                                   const Executor& executor);
+                                   const LinearCrossEntropyGradients& gradients,
+                                   GemmFunction multiply, const Executor& executor);
 
 // The row of the first target that is refused, or -1.
 std::int64_t first_bad_target(const std::int64_t* target, std::int64_t num_rows,

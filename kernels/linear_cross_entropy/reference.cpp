@@ -40,7 +40,7 @@ std::int64_t num_counted(const LinearCrossEntropy& problem) {
 }
 
 // Adds `scale` times row `from` of `of` [*, width] to row `row` of sums [*, width].
-void add_row(const LinearCrossEntropy& problem, double scale, MatrixOperand of, std::int64_t from,
+void add_row(const LinearCrossEntropy& problem, double scale, GemmOperand of, std::int64_t from,
              std::int64_t row, std::vector<double>& sums) {
   for (std::int64_t d = 0; !sums.empty() && d < problem.width; ++d) {
     sums[static_cast<std::size_t>(row * problem.width + d)] +=

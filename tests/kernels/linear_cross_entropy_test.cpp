@@ -1,4 +1,5 @@
 #include "kernels/linear_cross_entropy/linear_cross_entropy.h"
+#include "kernels/gemm/gemm.h"
 
 #include <gtest/gtest.h>
 
@@ -12,14 +13,12 @@
 #include "paperlab/core/error.h"
 #include "paperlab/core/parallel.h"
 #include "paperlab/core/rng.h"
-#include "tests/support/gemm_product.h"
 #include "tests/support/isa.h"
 
 namespace paperlab::kernels {
 namespace {
 
 using Bytes = std::vector<std::byte>;
-using test::multiply_by_gemm;
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat64};
 constexpr Reduction kReductions[] = {Reduction::kMean, Reduction::kSum, Reduction::kNone};
@@ -89,7 +88,7 @@ struct Case {
   }
 
   LinearCrossEntropy problem() const {
-    MatrixOperand of_weight = view;
+    GemmOperand of_weight = view;
     of_weight.data = weight.data();
     return {dtype,
             sizes.n,
@@ -109,8 +108,8 @@ struct Case {
   }
 
   void run(const Executor& executor) {
-    linear_cross_entropy(problem(), result(), multiply_by_gemm, executor);
-    linear_cross_entropy_backward(problem(), gradients(), multiply_by_gemm, executor);
+    linear_cross_entropy(problem(), result(), gemm, executor);
+    linear_cross_entropy_backward(problem(), gradients(), gemm, executor);
   }
 
   double statistic(const Bytes& of, std::int64_t at) const {
@@ -122,7 +121,7 @@ struct Case {
   Options options;
   Bytes x;
   Bytes weight;
-  MatrixOperand view;
+  GemmOperand view;
   Bytes bias;
   std::vector<std::int64_t> target;
   Bytes grad_loss;
@@ -444,7 +443,7 @@ TEST_P(LinearCrossEntropyTest, OnlyWantedGradientsAreWritten) {
       gradients.grad_x = (wanted & 1) != 0 ? gradients.grad_x : nullptr;
       gradients.grad_weight = (wanted & 2) != 0 ? gradients.grad_weight : nullptr;
       gradients.grad_bias = (wanted & 4) != 0 ? gradients.grad_bias : nullptr;
-      linear_cross_entropy_backward(of.problem(), gradients, multiply_by_gemm, serial_executor());
+      linear_cross_entropy_backward(of.problem(), gradients, gemm, serial_executor());
       EXPECT_EQ(of.grad_x, (wanted & 1) != 0 ? all.grad_x : nans(100));
       EXPECT_EQ(of.grad_weight, (wanted & 2) != 0 ? all.grad_weight : nans(200));
       EXPECT_EQ(of.grad_bias, (wanted & 4) != 0 ? all.grad_bias : nans(40));
@@ -491,7 +490,7 @@ TEST(LinearCrossEntropyReferenceTest, IsTheTextbook) {
 TEST(LinearCrossEntropyArgumentsTest, WrongSizesStridesAndTargetsAreRefused) {
   Case of(DType::kFloat32, {4, 3, 5}, {});
   const auto forward = [&](const LinearCrossEntropy& problem) {
-    linear_cross_entropy(problem, of.result(), multiply_by_gemm, serial_executor());
+    linear_cross_entropy(problem, of.result(), gemm, serial_executor());
   };
   LinearCrossEntropy problem = of.problem();
   problem.vocab_size = 0;
@@ -505,9 +504,9 @@ TEST(LinearCrossEntropyArgumentsTest, WrongSizesStridesAndTargetsAreRefused) {
   for (const std::int64_t target : {std::int64_t{-1}, std::int64_t{5}, std::int64_t{1} << 40}) {
     of.target[2] = target;
     EXPECT_THROW(forward(of.problem()), ValueError);
-    EXPECT_THROW(linear_cross_entropy_backward(of.problem(), of.gradients(), multiply_by_gemm,
-                                               serial_executor()),
-                 ValueError);
+    EXPECT_THROW(
+        linear_cross_entropy_backward(of.problem(), of.gradients(), gemm, serial_executor()),
+        ValueError);
   }
   EXPECT_EQ(of.loss, nans(5));
   EXPECT_EQ(of.grad_x, nans(12));

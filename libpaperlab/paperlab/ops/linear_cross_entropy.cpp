@@ -100,20 +100,6 @@ void refuse_target(const char* function, std::int64_t vocab_size, std::int64_t t
                     " or ignore_index, got ", target);
 }
 
-// The product that the kernel is given.
-void multiply(const kernels::MatrixProduct& of, const Executor& executor) {
-  kernels::gemm({of.dtype,
-                 of.m,
-                 of.n,
-                 of.k,
-                 {of.a.data, of.a.row_stride, of.a.k_stride},
-                 {of.b.data, of.b.row_stride, of.b.k_stride},
-                 of.bias,
-                 of.c,
-                 of.c_stride},
-                executor);
-}
-
 // The arguments as the kernel reads them: contiguous, but weights lie where they are if they can.
 struct Arguments {
   Arguments(const at::Tensor& of_x, const at::Tensor& of_weight, const at::Tensor& of_target,
@@ -194,7 +180,7 @@ Results forward_any(const at::Tensor& x, const at::Tensor& weight, const at::Ten
   Results results = new_results(x, target, reduction);
   const auto& [loss, lse] = results;
   kernels::linear_cross_entropy(arguments.problem(ignore_index, reduction, z_loss),
-                                {loss.mutable_data_ptr(), lse.mutable_data_ptr()}, multiply,
+                                {loss.mutable_data_ptr(), lse.mutable_data_ptr()}, kernels::gemm,
                                 torch_executor());
   return results;
 }
@@ -234,7 +220,7 @@ Gradients backward_any(const at::Tensor& grad_loss, const at::Tensor& x, const a
       arguments.problem(ignore_index, reduction, z_loss),
       {dense_grad.const_data_ptr(), dense_lse.const_data_ptr(), data_of(grad_x, wanted[0]),
        data_of(grad_weight, wanted[1]), data_of(grad_bias, wanted[2] && bias.has_value())},
-      multiply, torch_executor());
+      kernels::gemm, torch_executor());
   return gradients;
 }
 
