@@ -194,16 +194,16 @@ class Bench {
   double fma_roof_gflops_;
 };
 
+std::vector<RatioRow> measure_all(const RatioArguments& arguments, Json& result) {
+  Bench of(arguments);
+  const std::vector<RatioRow> rows = of.run();
+  result["note"] = of.note();
+  return rows;
+}
+
 }  // namespace
 }  // namespace paperlab::bench
 
 int main(int argc, char** argv) {
-  using namespace paperlab;
-  return bench::run_ratio_bench(argc, argv,
-                                [](const bench::RatioArguments& arguments, Json& result) {
-                                  bench::Bench of(arguments);
-                                  const std::vector<bench::RatioRow> rows = of.run();
-                                  result["note"] = of.note();
-                                  return rows;
-                                });
+  return paperlab::bench::run_ratio_bench(argc, argv, paperlab::bench::measure_all);
 }
