@@ -101,11 +101,19 @@ TEST(Decoder, TokensThatItCannotReadAreRefused) {
   EXPECT_THROW(decoder.forward(some_tokens() + 31), c10::ValueError);
   EXPECT_THROW(decoder.forward(some_tokens() - 32), c10::ValueError);
   EXPECT_THROW(decoder.forward(some_tokens(), {.attention_mask = at::zeros({7})}), c10::ValueError);
+}
+
+TEST(Decoder, Float16IsComputedInFloat32) {
   const Decoder half = new_decoder(llama(), at::kFloat);
-  for (const Decoder::Parameter& parameter : half.parameters()) {
-    parameter.value->set_data(parameter.value->to(at::kHalf));
+  const Decoder wide = new_decoder(llama(), at::kFloat);
+  for (std::size_t i = 0; i < half.parameters().size(); ++i) {
+    at::Tensor& value = *half.parameters()[i].value;
+    value.set_data(value.to(at::kHalf));
+    wide.parameters()[i].value->set_data(value.to(at::kFloat));
   }
-  EXPECT_THROW(half.forward(some_tokens()), c10::TypeError);
+  const at::Tensor logits = half.forward(some_tokens());
+  EXPECT_EQ(logits.scalar_type(), at::kHalf);
+  EXPECT_TRUE(at::equal(logits, wide.forward(some_tokens()).to(at::kHalf)));
 }
 
 // Cuts of [0, 1] at which the token changes, in thousandths.
