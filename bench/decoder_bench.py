@@ -303,7 +303,7 @@ def run(options: argparse.Namespace, directory: Path) -> int:
         + f". Model: {directory.name}. CPU-time ratios are in the JSON."
     )
     print(f"{result['cpu']}; {result['note']}", flush=True)
-    result["rows"] = []
+    result["rows"], result["claims"] = [], {}
     threads = [int(n) for n in result["read_roofs_gb_s"]]
     repetitions = 1 if options.quick else options.repetitions
     with torch.no_grad():
