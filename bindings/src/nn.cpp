@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/src/choice.h"
 #include "bindings/src/registrars.h"
-#include "paperlab/core/error.h"
 #include "paperlab/eval/perplexity.h"
 #include "paperlab/nn/generate.h"
 #include "paperlab/nn/load.h"
@@ -35,19 +35,6 @@ const std::map<std::string, at::ScalarType> kDtypes = {{"float32", at::kFloat},
                                                        {"float16", at::kHalf}};
 const std::map<std::string, nn::Init> kInits = {
     {"normal", nn::Init::kNormal}, {"gpt_neox", nn::Init::kGptNeoX}, {"xavier", nn::Init::kXavier}};
-
-template <class T>
-T value_of(const std::map<std::string, T>& values, const char* function, const std::string& name) {
-  const auto found = values.find(name);
-  if (found != values.end()) {
-    return found->second;
-  }
-  std::string names;
-  for (const auto& [known, value] : values) {
-    names += (names.empty() ? "" : ", ") + known;
-  }
-  throw ValueError(std::string(function) + ": one of " + names + ", got '" + name + "'");
-}
 
 // A Python function in a linear layer's place.
 class PythonLinear final : public nn::Linear {
@@ -75,16 +62,15 @@ std::shared_ptr<const nn::Linear> original_of(const nn::LinearSlot& slot) {
 nn::HfDecoder load(const py::bytes& directory, const std::optional<std::string>& dtype,
                    bool is_mapped) {
   const std::string path = directory;
-  const auto type =
-      dtype ? std::optional(value_of(kDtypes, "load: dtype must be", *dtype)) : std::nullopt;
+  const auto type = dtype ? std::optional(choice(kDtypes, "load", "dtype", *dtype)) : std::nullopt;
   const py::gil_scoped_release without_gil;
   return nn::load(path, type, is_mapped);
 }
 
 nn::HfDecoder new_decoder(const std::string& config, const std::string& init, std::uint64_t seed,
                           const std::string& dtype) {
-  const auto kind = value_of(kInits, "from_config: init must be", init);
-  const auto type = value_of(kDtypes, "from_config: dtype must be", dtype);
+  const auto kind = choice(kInits, "from_config", "init", init);
+  const auto type = choice(kDtypes, "from_config", "dtype", dtype);
   const py::gil_scoped_release without_gil;
   return nn::new_decoder(Json::parse(config), kind, seed, type);
 }

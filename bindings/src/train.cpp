@@ -9,28 +9,14 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/src/choice.h"
 #include "bindings/src/registrars.h"
-#include "paperlab/core/error.h"
 #include "paperlab/train/fit.h"
 
 namespace paperlab::bindings {
 namespace {
 
 namespace py = pybind11;
-
-template <class T>
-T choice(const std::map<std::string, T>& values, const char* argument, const std::string& name) {
-  const auto found = values.find(name);
-  if (found != values.end()) {
-    return found->second;
-  }
-  std::string names;
-  for (const auto& [known, value] : values) {
-    names += (names.empty() ? "" : ", ") + known;
-  }
-  throw ValueError(std::string("fit: ") + argument + " must be one of " + names + ", got '" + name +
-                   "'");
-}
 
 const std::map<std::string, train::OptimizerKind> kOptimizers = {
     {"adamw", train::OptimizerKind::kAdamW},
@@ -78,7 +64,7 @@ void register_train(py::module_& m) {
       .def("set_schedule",
            [](Options& options, const std::string& kind, std::int64_t steps, double learning_rate,
               double min_learning_rate, std::int64_t warmup_steps, std::int64_t decay_steps) {
-             options.schedule = {choice(kSchedules, "schedule", kind),
+             options.schedule = {choice(kSchedules, "fit", "schedule", kind),
                                  learning_rate,
                                  min_learning_rate,
                                  steps,
@@ -88,7 +74,7 @@ void register_train(py::module_& m) {
       .def("set_optimizer",
            [](Options& options, const std::string& kind, double beta1, double beta2, double eps,
               double momentum) {
-             options.optimizer = {choice(kOptimizers, "optimizer", kind), beta1, beta2, eps,
+             options.optimizer = {choice(kOptimizers, "fit", "optimizer", kind), beta1, beta2, eps,
                                   momentum};
            })
       .def_readwrite("weight_decay", &Options::weight_decay)
