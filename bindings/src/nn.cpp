@@ -121,8 +121,7 @@ nn::HfDecoder copy(const nn::HfDecoder& model) {
   for (const auto& parameter : model.decoder->parameters()) {
     values.push_back(*parameter.value);
   }
-  other.decoder = std::make_shared<nn::Decoder>(model.decoder->config(), model.decoder->family(),
-                                                std::move(values));
+  other.decoder = model.decoder->with_values(std::move(values));
   return other;
 }
 

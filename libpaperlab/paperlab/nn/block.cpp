@@ -53,11 +53,11 @@ void Block::forward(const DecoderConfig& config, const LinearHooks& hooks,
   const AttentionStreams x = stream.read_attention(layer, *attention_norm);
   if (config.is_parallel) {
     const at::Tensor y = stream.read_ffn(layer, *ffn_norm);
-    stream.write_attention(layer, attend(config, hooks, call, x, cache));
+    stream.write_attention(layer, attend(config, hooks, call, x, stream, cache));
     stream.write_ffn(layer, feed_forward(config, hooks, y));
     return;
   }
-  stream.write_attention(layer, attend(config, hooks, call, x, cache));
+  stream.write_attention(layer, attend(config, hooks, call, x, stream, cache));
   stream.write_ffn(layer, feed_forward(config, hooks, stream.read_ffn(layer, *ffn_norm)));
 }
 
@@ -85,8 +85,9 @@ void Block::project(const DecoderConfig& config, const LinearHooks& hooks,
 }
 
 at::Tensor Block::attend(const DecoderConfig& config, const LinearHooks& hooks, AttentionInput call,
-                         const AttentionStreams& x, LayerCache* cache) const {
+                         const AttentionStreams& x, Stream& stream, LayerCache* cache) const {
   project(config, hooks, x, call);
+  stream.route_heads(call.layer, call);
   const at::Tensor heads = attention->forward(call, cache);
   return out(heads.reshape({heads.size(0), heads.size(1), heads.size(2) * heads.size(3)}), hooks);
 }

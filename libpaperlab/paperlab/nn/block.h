@@ -41,7 +41,7 @@ struct PAPERLAB_API Block {
 
  private:
   at::Tensor attend(const DecoderConfig& config, const LinearHooks& hooks, AttentionInput call,
-                    const AttentionStreams& x, LayerCache* cache) const;
+                    const AttentionStreams& x, Stream& stream, LayerCache* cache) const;
   at::Tensor feed_forward(const DecoderConfig& config, const LinearHooks& hooks,
                           const at::Tensor& x) const;
   void project(const DecoderConfig& config, const LinearHooks& hooks, const AttentionStreams& x,

@@ -46,6 +46,8 @@ struct DecoderConfig {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t d_ff = 0;
+  /// Of each layer, where they differ; empty: d_ff in all.
+  std::vector<std::int64_t> ffn_dims{};
   std::int64_t max_positions = 0;  ///< Longer sequences are refused.
   Norm norm = Norm::kRms;
   double norm_eps = 1e-6;

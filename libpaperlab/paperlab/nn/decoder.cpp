@@ -47,6 +47,12 @@ void check_config(const DecoderConfig& config) {
   const auto num_windows = static_cast<std::int64_t>(config.windows.size());
   check(num_windows == 0 || num_windows == config.num_layers, "a window for each layer",
         num_windows);
+  const auto num_widths = static_cast<std::int64_t>(config.ffn_dims.size());
+  check(num_widths == 0 || num_widths == config.num_layers, "a width of ffn_dims for each layer",
+        num_widths);
+  for (const std::int64_t width : config.ffn_dims) {
+    check(width >= 1, "ffn_dims >= 1", width);
+  }
   check(!config.has_fused_qkv || config.num_heads == config.num_kv_heads,
         "num_kv_heads = num_heads where q, k and v are one matrix", config.num_kv_heads);
 }
@@ -101,12 +107,12 @@ std::int64_t Cache::num_bytes() const {
   return sum;
 }
 
-Decoder::Decoder(DecoderConfig config, Family family, std::vector<at::Tensor> values)
-    : config_(std::move(config)),
-      family_(family),
-      connection_(std::make_shared<ResidualConnection>()) {
+Decoder::Decoder(DecoderConfig config, std::vector<ParameterSpec> specs,
+                 std::vector<at::Tensor> values, MakeConnection make)
+    : config_(std::move(config)), make_connection_(std::move(make)) {
   check_config(config_);
-  std::vector<ParameterSpec> specs = parameter_specs(config_, family_);
+  require<ValueError>(!specs.empty() && specs.front().role == Role::kEmbed, kFunction,
+                      "specs that begin with the embedding", "others");
   require<ValueError>(specs.size() == values.size(), kFunction,
                       std::to_string(specs.size()) + " parameters", std::to_string(values.size()));
   for (std::size_t i = 0; i < specs.size(); ++i) {
@@ -118,6 +124,23 @@ Decoder::Decoder(DecoderConfig config, Family family, std::vector<at::Tensor> va
     rotary_ = std::make_shared<Rotary>(config_.rope);
   }
   make_blocks();
+  make_connection();
+}
+
+void Decoder::make_connection() {
+  if (make_connection_ == nullptr) {
+    connection_ = std::make_shared<ResidualConnection>();
+    return;
+  }
+  connection_ = make_connection_([&](const std::string& name) { return named(name).value; });
+}
+
+std::shared_ptr<Decoder> Decoder::with_values(std::vector<at::Tensor> values) const {
+  std::vector<ParameterSpec> specs;
+  for (const Parameter& parameter : parameters_) {
+    specs.push_back(parameter.spec);
+  }
+  return std::make_shared<Decoder>(config_, std::move(specs), std::move(values), make_connection_);
 }
 
 void Decoder::make_blocks() {
@@ -177,12 +200,17 @@ std::shared_ptr<const NormLayer> Decoder::norm_of(Role role, std::int64_t layer)
   return std::make_shared<LayerNorm>(std::move(weight), value(role, layer, true), config_.norm_eps);
 }
 
-void Decoder::set_parameter(const std::string& name, const at::Tensor& value) {
+const Decoder::Parameter& Decoder::named(const std::string& name) const {
   const auto found = std::find_if(parameters_.begin(), parameters_.end(),
                                   [&](const auto& p) { return p.spec.name == name; });
   require<ValueError>(found != parameters_.end(), kFunction, "the name of a parameter", name);
-  check_value(found->spec, value);
-  *found->value = value;
+  return *found;
+}
+
+void Decoder::set_parameter(const std::string& name, const at::Tensor& value) {
+  const Parameter& parameter = named(name);
+  check_value(parameter.spec, value);
+  *parameter.value = value;
 }
 
 const at::Tensor* Decoder::find(Role role, std::int64_t layer, bool is_bias) const {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "paperlab/core/export.h"
@@ -50,14 +51,24 @@ class PAPERLAB_API Decoder {
     std::shared_ptr<at::Tensor> value;
   };
 
-  /// \param values  one for each of parameter_specs(config, family), in that order, one dtype
-  ///                (float32, float64, bfloat16, float16) and device.
+  /// \param specs   the embedding first; one spec for each role that the config asks for.
+  /// \param values  one for each of `specs`, in that order, one dtype (float32, float64, bfloat16,
+  ///                float16) and device.
+  /// \param make    of what stands in the residual connection's place; null: nothing does.
   /// \throws ShapeError, DTypeError, ValueError  if they are not as above, or the config is not
   ///                                             one that a decoder can have.
-  Decoder(DecoderConfig config, Family family, std::vector<at::Tensor> values);
+  Decoder(DecoderConfig config, std::vector<ParameterSpec> specs, std::vector<at::Tensor> values,
+          MakeConnection make = nullptr);
+
+  /// With the names of parameter_specs(config, family).
+  Decoder(const DecoderConfig& config, Family family, std::vector<at::Tensor> values)
+      : Decoder(config, parameter_specs(config, family), std::move(values)) {}
+
+  /// A decoder of the same kind with other values and with parts as they were at first.
+  /// \throws ShapeError, DTypeError, ValueError  if they are not as for the constructor.
+  std::shared_ptr<Decoder> with_values(std::vector<at::Tensor> values) const;
 
   const DecoderConfig& config() const { return config_; }
-  Family family() const { return family_; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
 
   /// Puts another tensor in a parameter's place; its shape must be the same.
@@ -115,6 +126,8 @@ class PAPERLAB_API Decoder {
 
  private:
   void make_blocks();
+  void make_connection();
+  const Parameter& named(const std::string& name) const;
   std::shared_ptr<at::Tensor> value(Role role, std::int64_t layer, bool is_bias) const;
   LinearSlot linear_of(Role role, std::int64_t layer) const;
   std::shared_ptr<const NormLayer> norm_of(Role role, std::int64_t layer) const;
@@ -123,12 +136,12 @@ class PAPERLAB_API Decoder {
   at::Tensor run(const at::Tensor& tokens, const at::Tensor& key_start, Cache* cache) const;
 
   DecoderConfig config_;
-  Family family_;
   std::vector<Parameter> parameters_;
   std::shared_ptr<const Rotary> rotary_;
   std::vector<Block> blocks_;
   std::shared_ptr<const NormLayer> final_norm_;
   LinearSlot head_;
+  MakeConnection make_connection_;
   std::shared_ptr<const Connection> connection_;
   LinearHooks hooks_;
   std::int64_t num_hooks_ = 0;  // ever added

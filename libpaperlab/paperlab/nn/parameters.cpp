@@ -61,7 +61,7 @@ std::span<const Row> rows_of(Family family) {
   return family == Family::kLlama ? std::span<const Row>(kLlama) : std::span<const Row>(kGptNeoX);
 }
 
-std::int64_t size_of(char letter, const DecoderConfig& config) {
+std::int64_t size_of(char letter, const DecoderConfig& config, std::int64_t layer) {
   const std::int64_t query = config.num_heads * config.head_dim;
   const std::int64_t key = config.num_kv_heads * config.head_dim;
   switch (letter) {
@@ -70,7 +70,8 @@ std::int64_t size_of(char letter, const DecoderConfig& config) {
     case 'D':
       return config.d_model;
     case 'F':
-      return config.d_ff;
+      return config.ffn_dims.empty() ? config.d_ff
+                                     : config.ffn_dims[static_cast<std::size_t>(layer)];
     case 'H':
       return config.head_dim;
     case 'Q':
@@ -102,7 +103,7 @@ void append(const Row& row, const DecoderConfig& config, std::int64_t layer,
   }
   std::vector<std::int64_t> shape;
   for (const char letter : std::string_view(row.shape)) {
-    shape.push_back(size_of(letter, config));
+    shape.push_back(size_of(letter, config, layer));
   }
   const std::string name = name_in(row.name, layer);
   const std::string other = name == kNeoXHead ? std::string(kLlamaHead) : std::string();
@@ -129,6 +130,10 @@ std::vector<ParameterSpec> parameter_specs(const DecoderConfig& config, Family f
       is_llama ? "has_fused_qkv must be false for the names of Llama"
                : "the names of GPT-NeoX need has_fused_qkv, no has_gate and no has_qk_norm",
       "another configuration");
+  const std::size_t num_widths = config.ffn_dims.size();
+  require<ValueError>(num_widths == 0 || num_widths == static_cast<std::size_t>(config.num_layers),
+                      "nn::parameter_specs", "a width of ffn_dims for each layer",
+                      std::to_string(num_widths));
   std::vector<ParameterSpec> specs;
   const std::span<const Row> rows = rows_of(family);
   for (std::size_t i = 0; i < rows.size();) {

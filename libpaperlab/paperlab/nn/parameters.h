@@ -27,6 +27,7 @@ enum class Role : std::uint8_t {
   kDown,
   kFinalNorm,
   kHead,
+  kConnection,  ///< Of what stands in the residual connection's place (connection.h).
 };
 
 struct ParameterSpec {

@@ -162,6 +162,75 @@ TEST(DecoderParts, TheOrderOfReadsAndWrites) {
   }
 }
 
+// Adds a parameter of its own to the state, and takes other layers' values.
+class Shifted final : public Connection {
+ public:
+  explicit Shifted(std::shared_ptr<const at::Tensor> shift) : shift_(std::move(shift)) {}
+
+  class State final : public Stream {
+   public:
+    explicit State(at::Tensor x) : x_(std::move(x)) {}
+    AttentionStreams read_attention(std::int64_t /*layer*/, const NormLayer& norm) override {
+      const at::Tensor y = norm.forward(x_);
+      return {y, y, y};
+    }
+    void route_heads(std::int64_t layer, AttentionInput& input) override {
+      if (layer == 0) {
+        value_ = input.value;
+      }
+      input.value = value_;
+    }
+    void write_attention(std::int64_t /*layer*/, const at::Tensor& out) override { x_ = x_ + out; }
+    at::Tensor read_ffn(std::int64_t /*layer*/, const NormLayer& norm) override {
+      return norm.forward(x_);
+    }
+    void write_ffn(std::int64_t /*layer*/, const at::Tensor& out) override { x_ = x_ + out; }
+    at::Tensor finish(const NormLayer& norm) override { return norm.forward(x_); }
+
+   private:
+    at::Tensor x_;
+    at::Tensor value_;
+  };
+
+  std::unique_ptr<Stream> start(const at::Tensor& embeddings) const override {
+    return std::make_unique<State>(embeddings + *shift_);
+  }
+
+ private:
+  std::shared_ptr<const at::Tensor> shift_;
+};
+
+TEST(DecoderParts, AConnectionHasParametersOfTheDecoder) {
+  const DecoderConfig config = llama();
+  std::vector<ParameterSpec> specs = parameter_specs(config, Family::kLlama);
+  std::vector<at::Tensor> values = values_of(config);
+  specs.push_back({"shift", Role::kConnection, -1, false, {config.d_model}});
+  values.push_back(at::full({config.d_model}, 0.5, at::kDouble));
+  const MakeConnection make = [](const ParameterOf& of) {
+    return std::make_shared<Shifted>(of("shift"));
+  };
+  Decoder decoder(config, specs, values, make);
+  const at::Tensor result = decoder.forward(some_tokens());
+  const at::Tensor embedding = values.front() + 0.5;
+  decoder.set_parameter("shift", at::zeros({config.d_model}, at::kDouble));
+  decoder.set_parameter("model.embed_tokens.weight", embedding);
+  expect_close(decoder.forward(some_tokens()), result);
+  values.back() = at::zeros({config.d_model}, at::kDouble);
+  values.front() = embedding;
+  EXPECT_TRUE(at::equal(decoder.with_values(values)->forward(some_tokens()),
+                        decoder.forward(some_tokens())));
+  // The second layer's own values are not used.
+  decoder.set_parameter("model.layers.1.self_attn.v_proj.weight",
+                        at::zeros_like(*decoder.find(Role::kValue, 1)));
+  expect_close(decoder.forward(some_tokens()), result);
+  EXPECT_THROW(Decoder(config, specs, values,
+                       [](const ParameterOf& of) { return std::make_shared<Shifted>(of("no")); }),
+               ValueError);
+  std::swap(specs.front(), specs.back());
+  std::swap(values.front(), values.back());
+  EXPECT_THROW(Decoder(config, specs, values, make), ValueError);
+}
+
 // Streams that differ.
 class Split final : public Connection {
  public:

@@ -46,7 +46,7 @@ TEST(Decoder, ParametersAreSharedAndExchanged) {
 
 TEST(Decoder, WhatItCannotBeIsRefused) {
   const DecoderConfig good = llama();
-  std::vector<DecoderConfig> bad(12, good);
+  std::vector<DecoderConfig> bad(14, good);
   bad[0].vocab_size = 0;
   bad[1].num_layers = 0;
   bad[2].d_model = -1;
@@ -59,6 +59,8 @@ TEST(Decoder, WhatItCannotBeIsRefused) {
   bad[9].rope.rotary_dim = 8;
   bad[10].windows = {1};
   bad[11].has_fused_qkv = true;
+  bad[12].ffn_dims = {20};
+  bad[13].ffn_dims = {20, 0};
   for (const DecoderConfig& config : bad) {
     EXPECT_THROW(Decoder(config, Family::kLlama, values_of(good)), ValueError);
   }
@@ -71,6 +73,18 @@ TEST(Decoder, WhatItCannotBeIsRefused) {
   EXPECT_THROW(Decoder(good, Family::kLlama, values), ShapeError);
   values.back() = at::zeros({31, 12}, at::kInt);
   EXPECT_THROW(Decoder(good, Family::kLlama, values), DTypeError);
+}
+
+TEST(Decoder, EachLayerMayHaveAWidthOfItsOwn) {
+  DecoderConfig config = llama();
+  config.ffn_dims = {20, 20};
+  Decoder same = new_decoder(config);
+  EXPECT_TRUE(at::equal(same.forward(some_tokens()), new_decoder(llama()).forward(some_tokens())));
+  config.ffn_dims = {8, 24};
+  Decoder decoder = new_decoder(config);
+  EXPECT_EQ(decoder.find(Role::kDown, 0)->size(1), 8);
+  EXPECT_EQ(decoder.find(Role::kGate, 1)->size(0), 24);
+  EXPECT_EQ(decoder.forward(some_tokens()).size(2), config.vocab_size);
 }
 
 TEST(Decoder, PartsThatAreNotThereAreRefused) {
