@@ -83,7 +83,9 @@ run_driver() {
     [[ ! -v OPTION[$name] ]] || options+=("--$name" "${OPTION[$name]}")
   done
   [[ ! -v OPTION[config] ]] || options+=(--override="${OPTION[config]}")
-  run_child "$ROOT/build/release/bin/$paper" "${options[@]}" "${REPEATED[@]}" || status=$?
+  # Brings the texts that the rows read, then becomes the driver.
+  run_child "$PYTHON" "$ROOT/experiments/common/corpora.py" "$ROOT/build/release/bin/$paper" \
+    "${options[@]}" "${REPEATED[@]}" || status=$?
   if ((status > 128)); then
     printf 'paperlab reproduce: %s was ended by signal %d\n' "$paper" $((status - 128)) >&2
   fi

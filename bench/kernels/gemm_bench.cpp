@@ -3,18 +3,20 @@
 //
 // Matrix products against LibTorch's linear on the same memory: forward and both gradients with
 // many rows in float32, beside what the registers could compute; few rows with weights from memory,
-// beside what memory could deliver. Prints a table and writes it as JSON. Exit code 1 if a result
-// is wrong.
+// beside what memory could deliver. With many rows also the shares of packing and of multiplying.
+// Prints a table and writes it as JSON. Exit code 1 if a result is wrong.
 //   --only TEXT   rows whose "table: case" contains TEXT
 //   --quick       a few small rows
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/support/eager_linear.h"
@@ -35,6 +37,7 @@ using kernels::DType;
 using kernels::Gemm;
 
 constexpr double kRowSeconds = 1.5;  // past which a row has enough repetitions
+constexpr double kProfileSeconds = 0.2;
 constexpr std::size_t kArenaBytes = std::size_t{256} << 20U;
 
 struct Case {
@@ -180,6 +183,34 @@ Contestant rotating(std::size_t count, std::function<void(std::size_t)> step) {
           }};
 }
 
+// The loops of a product with many rows take turns: packing, multiplying.
+class LoopTimer final : public Executor {
+ public:
+  explicit LoopTimer(const Executor& on) : on_(on) {}
+
+  void run(std::int64_t num_tasks, Body body, void* context) const override {
+    seconds_[num_loops_++ % 2] += seconds_of([&] { on_.run(num_tasks, body, context); });
+  }
+  int num_workers() const override { return on_.num_workers(); }
+
+  double packing() const { return seconds_[0]; }
+  double multiplying() const { return seconds_[1]; }
+
+ private:
+  const Executor& on_;
+  mutable std::array<double, 2> seconds_{};
+  mutable std::size_t num_loops_ = 0;
+};
+
+std::vector<std::pair<std::string, double>> shares_of(const Gemm& problem, const Executor& on) {
+  const LoopTimer timer(on);
+  double whole = 0.0;
+  for (int i = 0; i < 100 && (i < 3 || whole < kProfileSeconds); ++i) {
+    whole += seconds_of([&] { kernels::gemm(problem, timer); });
+  }
+  return {{"packing", timer.packing() / whole}, {"multiplying", timer.multiplying() / whole}};
+}
+
 class Bench {
  public:
   explicit Bench(const RatioArguments& arguments)
@@ -258,7 +289,9 @@ class Bench {
     const auto timings = time_interleaved(contestants, arguments_.num_repetitions, kRowSeconds);
     row.ours = timings[0];
     row.baseline = timings[1];
-    if (of.is_from_memory) {
+    if (!of.is_from_memory) {
+      row.shares = shares_of(products.problem(0), pool);
+    } else {
       row.read_probe = timings[2];
       row.read_roof_gb_s =
           std::max(read_roofs_[row.num_threads].gb_s, row.bytes / timings[2].low_us * 1e-3);

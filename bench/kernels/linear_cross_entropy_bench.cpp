@@ -3,14 +3,15 @@
 //
 // Cross-entropy of a linear map's rows without the matrix of logits, against LibTorch's linear and
 // cross_entropy on the same memory, float32: forward, and forward with both gradients, beside what
-// the registers could compute. Prints a table and writes it as JSON. Exit code 1 if a result is
-// wrong.
+// the registers could compute, and the shares of the products and of what is done with logits.
+// Prints a table and writes it as JSON. Exit code 1 if a result is wrong.
 //   --only TEXT   rows whose "table: case" contains TEXT
 //   --quick       a small row
 
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/support/eager_cross_entropy.h"
@@ -28,6 +29,7 @@
 namespace paperlab::bench {
 namespace {
 
+using kernels::GemmFunction;
 using kernels::LinearCrossEntropy;
 
 constexpr double kRowSeconds = 20.0;  // past which a row has enough repetitions
@@ -78,14 +80,14 @@ class Loss {
 
   const LinearCrossEntropy& problem() const { return problem_; }
 
-  void forward(const Executor& executor) {
-    kernels::linear_cross_entropy(problem_, {&loss_, lse_.data()}, kernels::gemm, executor);
+  void forward(const Executor& executor, GemmFunction multiply = kernels::gemm) {
+    kernels::linear_cross_entropy(problem_, {&loss_, lse_.data()}, multiply, executor);
   }
-  void forward_and_backward(const Executor& executor) {
-    forward(executor);
+  void forward_and_backward(const Executor& executor, GemmFunction multiply = kernels::gemm) {
+    forward(executor, multiply);
     kernels::linear_cross_entropy_backward(
         problem_, {&grad_loss_, lse_.data(), grad_x_.data(), grad_weight_.data(), nullptr},
-        kernels::gemm, executor);
+        multiply, executor);
   }
 
   // Why a result is far from the baseline's; empty: it is not. Sums of V and of N products in
@@ -122,6 +124,23 @@ class Loss {
   float grad_loss_ = 1.0F;
   LinearCrossEntropy problem_;
 };
+
+double product_seconds = 0.0;
+
+void timed_gemm(const kernels::Gemm& problem, const Executor& executor) {
+  product_seconds += seconds_of([&] { kernels::gemm(problem, executor); });
+}
+
+// Of the products, and of what is done with logits.
+std::vector<std::pair<std::string, double>> shares_of(Loss& loss, bool has_gradients,
+                                                      const Executor& executor) {
+  product_seconds = 0.0;
+  const double whole = seconds_of([&] {
+    has_gradients ? loss.forward_and_backward(executor, timed_gemm)
+                  : loss.forward(executor, timed_gemm);
+  });
+  return {{"products", product_seconds / whole}, {"logits", 1.0 - product_seconds / whole}};
+}
 
 class Bench {
  public:
@@ -188,6 +207,7 @@ class Bench {
     const auto timings = time_interleaved(contestants, arguments_.num_repetitions, kRowSeconds);
     row.ours = timings[0];
     row.baseline = timings[1];
+    row.shares = shares_of(loss, has_gradients, threads);
   }
 
   const RatioArguments& arguments_;

@@ -1,6 +1,7 @@
 #include "bench/support/ratio_row.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 
 namespace paperlab::bench {
@@ -40,6 +41,12 @@ bool RatioRow::is_missed() const {
   return !is_fast;  // also where a number is not finite
 }
 
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 Json json_of(const RatioRow& row) {
   Json json = {{"table", row.table},
                {"case", row.name},
@@ -77,6 +84,9 @@ Json json_of(const RatioRow& row) {
   if (row.share_target > 0.0) {
     json["share_target"] = json_number(row.share_target);
   }
+  for (const auto& [name, share] : row.shares) {
+    json["shares"][name] = json_number(share);
+  }
   json["spread_percent"] = json_number(row.spread_percent());
   json["noisy"] = row.is_noisy();
   json["missed"] = row.is_missed();
@@ -102,6 +112,9 @@ void print(const RatioRow& row) {
   std::printf(", %.0f %% of the roof", 100.0 * row.share_of_roof());
   if (row.share_target > 0.0) {
     std::printf(" of >= %.0f %%", 100.0 * row.share_target);
+  }
+  for (const auto& [name, share] : row.shares) {
+    std::printf(", %s %.0f %%", name.c_str(), 100.0 * share);
   }
   std::printf(", spread %.0f %%%s%s\n", row.spread_percent(), row.is_noisy() ? " noisy" : "",
               row.is_missed() ? " MISSED" : "");

@@ -1,7 +1,10 @@
 #pragma once
 // A row of a table that compares ours with a baseline, and with a roof of the machine.
 
+#include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bench/support/timing.h"
 #include "paperlab/core/json.h"
@@ -29,6 +32,9 @@ struct RatioRow {
   std::string other_name;  // empty: none
   Timing read_probe;       // of the bytes alone; not timed: 0 us
 
+  // What ours spends its time on, as shares of it; may be empty.
+  std::vector<std::pair<std::string, double>> shares;
+
   std::string wrong;  // why nothing was timed; empty: the results were right
 
   double ratio() const { return baseline.median_us / ours.median_us; }
@@ -40,6 +46,9 @@ struct RatioRow {
 };
 
 Json json_of(const RatioRow& row);
+
+// Wall time in seconds.
+double seconds_of(const std::function<void()>& work);
 
 // One line on stdout.
 void print(const RatioRow& row);

@@ -5,7 +5,9 @@ PYBIND11_MODULE(_core, m) {
   paperlab::bindings::register_core(m);
   paperlab::bindings::register_data(m);
   paperlab::bindings::register_io(m);
+  paperlab::bindings::register_mudd(m);
   paperlab::bindings::register_nn(m);
+  paperlab::bindings::register_mudd_model(m);
   paperlab::bindings::register_regular_language(m);
   paperlab::bindings::register_train(m);
 }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bindings/src/choice.h"
+#include "bindings/src/dtypes.h"
 #include "bindings/src/registrars.h"
 #include "paperlab/eval/perplexity.h"
 #include "paperlab/nn/generate.h"
@@ -29,10 +30,6 @@ using OptionalTensor = std::optional<at::Tensor>;
 using Function = std::function<at::Tensor(const at::Tensor&)>;
 using OnWindow = std::function<bool(std::int64_t)>;
 
-const std::map<std::string, at::ScalarType> kDtypes = {{"float32", at::kFloat},
-                                                       {"float64", at::kDouble},
-                                                       {"bfloat16", at::kBFloat16},
-                                                       {"float16", at::kHalf}};
 const std::map<std::string, nn::Init> kInits = {
     {"normal", nn::Init::kNormal}, {"gpt_neox", nn::Init::kGptNeoX}, {"xavier", nn::Init::kXavier}};
 

@@ -8,6 +8,8 @@ namespace paperlab::bindings {
 void register_core(pybind11::module_& m);
 void register_data(pybind11::module_& m);
 void register_io(pybind11::module_& m);
+void register_mudd(pybind11::module_& m);
+void register_mudd_model(pybind11::module_& m);
 void register_nn(pybind11::module_& m);
 void register_regular_language(pybind11::module_& m);
 void register_train(pybind11::module_& m);

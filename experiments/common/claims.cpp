@@ -75,6 +75,9 @@ std::string why_unmeasured(const Json& claim, const Evidence& evidence) {
   }
   const std::string row = claim.value("row", "");
   if (!row.empty() && evidence.done_rows.count(row) == 0) {
+    if (const auto left_out = evidence.left_out.find(row); left_out != evidence.left_out.end()) {
+      return left_out->second;
+    }
     const auto& rows = evidence.preset_rows;
     const bool is_in_preset = std::find(rows.begin(), rows.end(), row) != rows.end();
     return "Row " + row +

@@ -17,11 +17,12 @@ using Measurements = std::map<std::string, double>;  ///< Claim id to measured v
 /// What decides a verdict besides the claim itself.
 struct Evidence {
   std::string preset;
-  std::vector<std::string> preset_rows;  ///< Rows that this preset has.
-  std::set<std::string> done_rows;       ///< Those that have run.
-  std::vector<std::string> changed;      ///< Keys changed by hand; any makes all claims untested.
-  Measurements measured;                 ///< From the rows.
-  Measurements timed;                    ///< From bench/results, for claims with `timed: true`.
+  std::vector<std::string> preset_rows;         ///< Rows that this preset has.
+  std::set<std::string> done_rows;              ///< Those that have run.
+  std::map<std::string, std::string> left_out;  ///< Rows that could not, and why: a sentence.
+  std::vector<std::string> changed;  ///< Keys changed by hand; any makes all claims untested.
+  Measurements measured;             ///< From the rows.
+  Measurements timed;                ///< From bench/results, for claims with `timed: true`.
 };
 
 /// True if `measured` stands in `relation` to `bound` (a number, or [low, high] for "within" and

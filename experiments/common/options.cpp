@@ -53,6 +53,18 @@ std::string explain(const CLI::ParseError& error, const CLI::App& app) {
   return "unknown argument " + brief(word) + suggestion(word, known);
 }
 
+/// The parts of "NAME=TEXT" words.
+std::map<std::string, std::string> parse_pairs(const std::string& option, const char* required,
+                                               const std::vector<std::string>& words) {
+  std::map<std::string, std::string> pairs;
+  for (const std::string& word : words) {
+    const std::size_t equals = word.find('=');
+    check(equals != std::string::npos && equals > 0, option, required, word);
+    pairs[word.substr(0, equals)] = word.substr(equals + 1);
+  }
+  return pairs;
+}
+
 double parse_seconds(const std::string& text) {
   double seconds = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
@@ -89,6 +101,8 @@ Options parse_options(int argc, const char* const* argv, const std::string& pape
   std::string only;
   std::string limit;
   std::string resume = "auto";
+  std::vector<std::string> corpora;
+  std::vector<std::string> missing_corpora;
   bool wants_help = false;
 
   CLI::App app("Runs the experiments of the paper.", paper);
@@ -108,6 +122,13 @@ Options parse_options(int argc, const char* const* argv, const std::string& pape
       ->allow_extra_args(false);
   add("--resume", resume, "WHEN", "auto (default): go on from what is there; never: start anew");
   add("--limit", limit, "SECONDS", "Stop before a row that would end later");
+  app.add_option("--corpus", corpora, "Tokens of a text that rows read; can be repeated")
+      ->type_name("NAME=FOLDER")
+      ->allow_extra_args(false);
+  app.add_option("--no-corpus", missing_corpora, "A text that could not be had")
+      ->type_name("NAME=REASON")
+      ->allow_extra_args(false);
+  app.add_flag("--list-corpora", options.lists_corpora, "Print the texts that rows would read");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -123,6 +144,8 @@ Options parse_options(int argc, const char* const* argv, const std::string& pape
   check(!options.out.empty(), "--out", "a folder", options.out);
   options.resumes = resume == "auto";
   options.only = split(only);
+  options.corpora = parse_pairs("--corpus", "NAME=FOLDER", corpora);
+  options.missing_corpora = parse_pairs("--no-corpus", "NAME=REASON", missing_corpora);
   if (!limit.empty()) {
     options.limit_s = parse_seconds(limit);
   } else if (options.preset == "gpu") {

@@ -2,6 +2,7 @@
 /// \file
 /// The command line and the environment of a driver.
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,10 @@ struct Options {
   std::string override_file;
   std::vector<std::string> assignments;  ///< key=value
   bool resumes = true;
-  double limit_s = 0;  ///< No row is started that would end later; 0: no limit.
+  std::map<std::string, std::string> corpora;          ///< Name to the folder of its tokens.
+  std::map<std::string, std::string> missing_corpora;  ///< Name to why it could not be had.
+  bool lists_corpora = false;  ///< Only print the names of those that the run would need.
+  double limit_s = 0;          ///< No row is started that would end later; 0: no limit.
 };
 
 /// \param fields  Listed by --help with their defaults.

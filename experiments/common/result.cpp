@@ -27,6 +27,12 @@ std::string difference(const Json& before, const Json& now) {
   return before.size() == now.size() ? "" : "it has other settings";
 }
 
+std::map<std::string, std::string> corpora_of(const Json& file) {
+  return file.at("environment")
+      .value("corpora", Json::object())
+      .get<std::map<std::string, std::string>>();
+}
+
 std::string why_not(const Json& file, const Result& fresh, const Json& claim_definitions) {
   const auto program = [](const Json& environment) {
     return environment.is_object() ? environment.value("program", "") : "";
@@ -43,6 +49,13 @@ std::string why_not(const Json& file, const Result& fresh, const Json& claim_def
        {std::pair(old_identity, identity), std::pair(file.at("config"), fresh.config)}) {
     if (const std::string text = difference(before, now); !text.empty()) {
       return text;
+    }
+  }
+  for (const auto& [corpus, before] : corpora_of(file)) {
+    const auto now = fresh.corpora.find(corpus);
+    if (now != fresh.corpora.end() && now->second != before) {
+      return "the text " + corpus + " was " + before.substr(0, 12) + " and is " +
+             now->second.substr(0, 12);
     }
   }
   const bool same_claims = definitions_of(file.at("claims")) == definitions_of(claim_definitions);
@@ -64,6 +77,7 @@ void read_measured(const Json& claims, Measurements& measured) {
 /// `fresh` with the rows of `file`. \throws Json::exception if the file is not a result.
 Result continued(const Json& file, Result fresh) {
   fresh.rows_s = file.at("environment").at("rows_s").get<std::map<std::string, double>>();
+  fresh.corpora.merge(corpora_of(file));
   fresh.records.series = file.at("series").get<Json::object_t>();
   fresh.records.scalars = file.at("scalars").get<Json::object_t>();
   read_measured(file.at("claims"), fresh.records.measured);
@@ -135,6 +149,9 @@ void Records::merge(const Records& other) {
 Json to_json(const Result& result, const Json& claims) {
   Json environment = result.environment;
   environment["rows_s"] = result.rows_s;
+  if (!result.corpora.empty()) {
+    environment["corpora"] = result.corpora;
+  }
   double seconds = 0;
   for (const auto& row : result.rows_s) {
     seconds += row.second;

@@ -34,9 +34,10 @@ struct Result {
   std::string paper;
   std::string preset;
   std::string commit;
-  Json config;                           ///< The driver's settings.
-  Json environment = Json::object();     ///< Without rows_s.
-  std::map<std::string, double> rows_s;  ///< Finished rows and the seconds each took.
+  Json config;                                 ///< The driver's settings.
+  Json environment = Json::object();           ///< Without rows_s and corpora.
+  std::map<std::string, std::string> corpora;  ///< Hash of each text that was given.
+  std::map<std::string, double> rows_s;        ///< Finished rows and the seconds each took.
   Records records;
 };
 
@@ -51,7 +52,7 @@ struct Start {
 };
 
 /// Decides from the file `path` whether a run that would begin as `fresh` can go on from there:
-/// same paper, preset, settings, claims and commit.
+/// same paper, preset, settings, claims, texts and commit.
 /// \throws UsageError  if the file has a newer schema; IoError if it cannot be read.
 Start start_from(const std::string& path, const Result& fresh, const Json& claim_definitions);
 

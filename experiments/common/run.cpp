@@ -4,11 +4,14 @@
 #include <array>
 #include <cctype>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -24,6 +27,7 @@
 #include "paperlab/core/json.h"
 #include "paperlab/core/parallel.h"
 #include "paperlab/core/version.h"
+#include "paperlab/data/tokens.h"
 
 namespace paperlab::experiments {
 
@@ -45,7 +49,9 @@ struct Run::State {
   std::optional<std::string> row;  ///< The row whose body runs.
   Records staged;                  ///< What it has recorded so far.
   std::set<std::string> declared;
-  bool is_declaring = false;  // rows say their names and are not run
+  std::vector<std::string> needed_corpora;      ///< Of rows that are to run, each once.
+  std::map<std::string, std::string> left_out;  ///< Row to why, a sentence.
+  bool is_declaring = false;                    // rows say their names and are not run
   bool started_one = false;
   bool hit_limit = false;
 
@@ -106,6 +112,7 @@ Json current_claims(const State& state) {
   for (const auto& row : state.result.rows_s) {
     evidence.done_rows.insert(row.first);
   }
+  evidence.left_out = state.left_out;
   evidence.changed = state.config.changed;
   evidence.measured = state.result.records.measured;
   evidence.timed = state.timed;
@@ -176,6 +183,48 @@ void check_all_declared(const State& state) {
   }
 }
 
+/// The first line of `message` without control characters.
+std::string one_line(std::string message) {
+  message = message.substr(0, message.find('\n'));
+  std::replace_if(
+      message.begin(), message.end(),
+      [](char c) { return std::iscntrl(static_cast<unsigned char>(c)) != 0; }, '?');
+  return message;
+}
+
+/// The hash of the text whose tokens lie in `folder`.
+/// \throws IoError, ValueError  if it is no folder of tokens.
+std::string hash_of(const std::string& folder) {
+  const data::TokenFolder tokens(folder);
+  const Json hash = tokens.manifest().value(Json::json_pointer("/recipe/sha256"), Json());
+  if (!hash.is_string()) {
+    throw ValueError(folder + "/manifest.json: recipe.sha256 must be a string, got " + brief(hash));
+  }
+  return hash.get<std::string>();
+}
+
+/// Notes a corpus that the row needs; false, and the row is left out, if it is missing.
+bool has_corpus(State& state, const std::string& row, const std::string& corpus) {
+  if (state.is_declaring) {
+    auto& needed = state.needed_corpora;
+    if (state.is_selected(row) && !state.is_done(row) &&
+        std::find(needed.begin(), needed.end(), corpus) == needed.end()) {
+      needed.push_back(corpus);
+    }
+    return true;
+  }
+  if (!state.is_selected(row) || state.is_done(row) || state.options.corpora.count(corpus) == 1) {
+    return true;
+  }
+  const auto& missing = state.options.missing_corpora;
+  const auto found = missing.find(corpus);
+  const std::string reason = found == missing.end() ? "no --corpus names it" : found->second;
+  state.left_out[row] =
+      "Row " + row + " needs the text " + corpus + ", which is missing: " + one_line(reason) + ".";
+  state.progress.say(state.result.paper + ": " + state.left_out[row]);
+  return false;
+}
+
 /// Finds what is wrong with the configuration before anything is written or run.
 void check_configuration(State& state, const std::function<void()>& validate,
                          const std::function<void(Run&)>& reproduce) {
@@ -189,6 +238,7 @@ void check_configuration(State& state, const std::function<void()>& validate,
   reproduce(run);
   check_all_declared(state);
   state.declared.clear();
+  state.needed_corpora.clear();
   state.is_declaring = false;
 }
 
@@ -241,15 +291,6 @@ void require_row(const State& state, const char* call, const std::string& name) 
   }
 }
 
-/// The first line of `message` without control characters.
-std::string one_line(std::string message) {
-  message = message.substr(0, message.find('\n'));
-  std::replace_if(
-      message.begin(), message.end(),
-      [](char c) { return std::iscntrl(static_cast<unsigned char>(c)) != 0; }, '?');
-  return message;
-}
-
 void configure(State& state, const char* paper, const std::vector<Field>& fields) {
   const Options& options = state.options;
   state.config = resolve_config(
@@ -263,6 +304,25 @@ void configure(State& state, const char* paper, const std::vector<Field>& fields
   state.result.commit = build_info().commit;
   state.result.config = state.config.values;
   state.result.environment = describe_environment(state);
+  for (const auto& [corpus, folder] : options.corpora) {
+    state.result.corpora[corpus] = hash_of(folder);
+  }
+}
+
+/// Prints the corpora that a run with these options would need, one a line.
+int list_corpora(State& state, const std::string& paper,
+                 const std::function<void(Run&)>& reproduce) {
+  if (state.options.resumes) {
+    const std::string file = state.options.out + "/" + paper + "/result.json";
+    state.result = start_from(file, state.result, state.config.claims()).result;
+  }
+  state.is_declaring = true;
+  Run run(state);
+  reproduce(run);
+  for (const std::string& corpus : state.needed_corpora) {
+    std::fputs((corpus + "\n").c_str(), stdout);
+  }
+  return 0;
 }
 
 /// Writes the resolved configuration unless it is there already.
@@ -283,6 +343,23 @@ void run_rows(State& state, const OutputDir& dir, const std::function<void(Run&)
 }
 
 }  // namespace
+
+std::string Corpus::name() const {
+  std::string text = recipe;
+  for (const std::string& domain : domains) {
+    text += (text.size() == recipe.size() ? ":" : ",") + domain;
+  }
+  return text;
+}
+
+void Run::row(const std::string& name, const Corpus& corpus,
+              const std::function<void(const std::string& tokens_folder)>& body) {
+  if (has_corpus(state_, name, corpus.name())) {
+    row(name, [&] { body(state_.options.corpora.at(corpus.name())); });
+  } else if (!state_.declared.insert(name).second) {
+    throw ValueError("row " + name + " is declared twice");
+  }
+}
 
 void Run::row(const std::string& name, const std::function<void()>& body) {
   if (state_.row) {
@@ -329,13 +406,29 @@ void Run::claim(const std::string& id, double measured) {
 
 void Run::progress(std::int64_t done, std::int64_t total) { state_.progress.update(done, total); }
 
-double Run::value_of(const std::string& scalar) const {
+void Run::keep() {
+  require_row(state_, "keep", "");
+  state_.result.records.merge(state_.staged);
+  state_.staged = {};
+  write_result(state_);
+}
+
+std::optional<double> Run::find(const std::string& scalar) const {
   for (const Json* scalars : {&state_.staged.scalars, &state_.result.records.scalars}) {
-    if (scalars->contains(scalar) && scalars->at(scalar).is_number()) {
-      return scalars->at(scalar).get<double>();
+    if (scalars->contains(scalar)) {
+      const Json& value = scalars->at(scalar);
+      return value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
     }
   }
-  throw ValueError("no row that was run has recorded a finite scalar " + brief(scalar));
+  return std::nullopt;
+}
+
+double Run::value_of(const std::string& scalar) const {
+  const std::optional<double> value = find(scalar);
+  if (!value || !std::isfinite(*value)) {
+    throw ValueError("no row that was run has recorded a finite scalar " + brief(scalar));
+  }
+  return *value;
 }
 
 const std::string& Run::preset() const { return state_.options.preset; }
@@ -354,6 +447,9 @@ int run_driver(int argc, const char* const* argv, const char* paper,
   }
   configure(state, paper, fields);
   check_configuration(state, validate, reproduce);
+  if (state.options.lists_corpora) {
+    return list_corpora(state, paper, reproduce);
+  }
   const OutputDir dir(state.options.out, paper);
   resume(state, dir.result_file());
   if (is_up_to_date(state)) {

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +23,14 @@
 #include "experiments/common/field.h"
 
 namespace paperlab::experiments {
+
+/// Text that a row reads: a recipe of `./paperlab data` and some of its domains.
+struct Corpus {
+  std::string recipe;
+  std::vector<std::string> domains;
+
+  std::string name() const;  ///< "manual-pages:en,de", as on the command line and in results
+};
 
 /// What a driver reports to. Rows are evaluated one by one and must not depend on one another's
 /// variables: a resumed run skips those that are done.
@@ -34,6 +43,11 @@ class Run {
   /// What `body` records counts only once it has returned. Work outside of rows is done each time.
   void row(const std::string& name, const std::function<void()>& body);
 
+  /// A row that reads text. `body` gets the folder of its tokens (data/tokens.h): bytes, and a 0
+  /// after each document. Where the text is missing the row is left out and says why.
+  void row(const std::string& name, const Corpus& corpus,
+           const std::function<void(const std::string& tokens_folder)>& body);
+
   // Within a row's body:
 
   /// Records columns of equal length, such as {{"step", ...}, {"loss", ...}}. Not finite: null.
@@ -45,7 +59,12 @@ class Run {
   void claim(const std::string& id, double measured);
   /// Shows how far the row is. Cheap enough for each step of a loop.
   void progress(std::int64_t done, std::int64_t total);
-  /// A scalar that this row or one before has recorded. \throws ValueError if there is none.
+  /// Writes what the row has recorded so far, which counts from now on. After an interruption the
+  /// body runs from its beginning: `find` tells what it need not do again, nor record twice.
+  void keep();
+  /// A scalar that this row or one before has recorded, NaN if it was not finite; else nothing.
+  std::optional<double> find(const std::string& scalar) const;
+  /// The same, finite. \throws ValueError if there is none.
   double value_of(const std::string& scalar) const;
 
   // Anywhere:

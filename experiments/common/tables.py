@@ -43,15 +43,22 @@ BENCH_COLUMNS = {
     "ours_us": "ours, us",
     "baseline_us": "baseline, us",
     "baseline_backend": "backend",
+    "share": "share",
+    "ours_tokens_s": "ours, tokens/s",
+    "baseline_tokens_s": "baseline, tokens/s",
     "ratio": "ratio",
     "target": "target",
+    "wall_ratio": "ratio of wall times",
     "other_ratio": "ratio to other baseline",
     "ns_per_string": "ns per string",
     "gflops": "GFLOP/s",
     "share_of_fma_roof": "share of FMA roof",
     "gb_s": "GB/s",
     "share_of_read_roof": "share of read roof",
+    "baseline_share_of_fma_roof": "baseline's share",
     "share_target": "least share",
+    "shares": "where the time goes",
+    "loss_difference": "losses differ by",
     "spread_percent": "spread",
     "noisy": "noisy",
     "missed": "missed",
@@ -173,16 +180,18 @@ def bench_rows(rows: Sequence[dict[str, object]]) -> list[str]:
 
 
 def bench_cell(key: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {bench_cell('share', part)}" for name, part in value.items())
     measured = number(value)
     if measured is None or key == "case":
         return format_value(value)
-    if key in ("share_of_fma_roof", "share_of_read_roof"):
+    if key == "share" or "share_of_" in key:
         return f"{100 * measured:.0f} %"
     if key == "share_target":
         return f">= {100 * measured:.0f} %"
     if key == "spread_percent":
         return f"{measured:.0f} %"
-    if key in ("ratio", "other_ratio"):
+    if key in ("ratio", "wall_ratio", "other_ratio"):
         return f"{measured:.3g}x"
     if key == "target":
         return f">= {format_value(value)}x"

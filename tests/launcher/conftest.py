@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stub_checkout import FIGURES, REPORT, ROOT, STUBS, Checkout, write_script
+from stub_checkout import CORPORA, FIGURES, REPORT, ROOT, STUBS, Checkout, write_script
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def checkout(bare: Checkout) -> Checkout:
     """A checkout with two papers where everything but the build is done."""
     common = bare.root / "experiments/common"
     common.mkdir(parents=True)
+    (common / "corpora.py").write_text(CORPORA, encoding="utf-8")
     (common / "figures.py").write_text(FIGURES, encoding="utf-8")
     (common / "report.py").write_text(REPORT, encoding="utf-8")
     bare.add_paper("slow-paper", expected_seconds=100)

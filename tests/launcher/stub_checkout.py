@@ -75,6 +75,12 @@ papers = sorted(path.parent.name for path in out.glob("*/result.json"))
 report.write_text(" ".join(papers))
 """
 
+# The texts that a run reads are there.
+CORPORA = """
+import os, sys
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 def write_script(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Model techniques of research papers: exact, fast on CPU and CUDA, reproduced honestly.
 
 Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`,
-`paperlab.nn`, `paperlab.eval`, `paperlab.data`, `paperlab.io`, `paperlab.models`,
-`paperlab.convert`, `paperlab.integrations`.
+`paperlab.mudd`, `paperlab.nn`, `paperlab.eval`, `paperlab.data`, `paperlab.io`,
+`paperlab.models`, `paperlab.convert`, `paperlab.integrations`.
 """
 
 import importlib
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         integrations,
         io,
         models,
+        mudd,
         nn,
         ops,
         regular_language,
@@ -41,6 +42,7 @@ __all__ = [
     "integrations",
     "io",
     "models",
+    "mudd",
     "nn",
     "ops",
     "regular_language",
@@ -57,6 +59,7 @@ _MODULES = (
     "integrations",
     "io",
     "models",
+    "mudd",
     "nn",
     "ops",
     "regular_language",

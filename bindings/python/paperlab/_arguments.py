@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 Array = npt.NDArray[Any]
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 class ArgumentTypeError(TypeError, ValueError):
@@ -87,6 +89,30 @@ def text(function: str, name: str, value: object) -> str:
     if not value.isprintable():  # line breaks, and what UTF-8 cannot hold
         raise ValueError(f"{function}: {name} must be printable, got {value!a:.60}")
     return value
+
+
+def dtype_name(function: str, dtype: torch.dtype | str) -> str:
+    """The name of a dtype that a model's parameters may have."""
+    name = str(dtype).removeprefix("torch.")
+    known = getattr(torch, name, None)
+    if known not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"{function}: dtype must be float32, float64, bfloat16 or float16, got {name}"
+        )
+    return str(known).removeprefix("torch.")  # "half" is "float16"
+
+
+def directory(function: str, path: Path) -> bytes:
+    """The path of a directory as the system knows it."""
+    try:
+        encoded = os.fsencode(path)
+    except TypeError:
+        raise TypeError(
+            f"{function}: directory must be a path, got {type(path).__name__}"
+        ) from None
+    if b"\0" in encoded:
+        raise ValueError(f"{function}: directory must not contain a zero byte")
+    return encoded
 
 
 def _from_torch(function: str, name: str, tensor: torch.Tensor) -> Array:

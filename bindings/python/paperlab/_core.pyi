@@ -8,7 +8,7 @@ import numpy.typing
 import torch
 import typing
 import typing_extensions
-__all__: list[str] = ['BuildInfo', 'Cache', 'CheckpointWriter', 'Decoder', 'FitOptions', 'GenerateOptions', 'MaxMargin', 'SafetensorsFile', 'SafetensorsWriter', 'Sampler', 'StepRecord', 'TokenFolder', 'TrainOptions', 'TrainResult', 'build_info', 'byte_tokens', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'fit', 'get_num_threads', 'max_margin', 'set_cpu_isa', 'set_num_threads', 'token_nll', 'tokens_read', 'train']
+__all__: list[str] = ['BuildInfo', 'Cache', 'CheckpointWriter', 'Decoder', 'FitOptions', 'GenerateOptions', 'MaxMargin', 'SafetensorsFile', 'SafetensorsWriter', 'Sampler', 'StepRecord', 'TokenFolder', 'TrainOptions', 'TrainResult', 'build_info', 'byte_tokens', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'fit', 'get_num_threads', 'max_margin', 'mudd_complexity', 'reallocated_ffn_dims', 'set_cpu_isa', 'set_num_threads', 'token_nll', 'tokens_read', 'train']
 class BuildInfo:
     @property
     def commit(self) -> str:
@@ -409,6 +409,10 @@ def fit(model: Decoder, options: FitOptions, batch: collections.abc.Callable[[ty
 def get_num_threads() -> int:
     ...
 def max_margin(features: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], labels: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> MaxMargin:
+    ...
+def mudd_complexity(num_layers: typing.SupportsInt, d_model: typing.SupportsInt, seq_len: typing.SupportsInt, num_heads: typing.SupportsInt | None) -> dict:
+    ...
+def reallocated_ffn_dims(d_ff: typing.SupportsInt, num_layers: typing.SupportsInt, round_to: typing.SupportsInt) -> list[int]:
     ...
 def set_cpu_isa(name: str) -> None:
     ...

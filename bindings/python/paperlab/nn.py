@@ -20,10 +20,8 @@ from paperlab._tokens import mask_tensor, token_tensor
 __all__ = ["Cache", "Decoder", "HookHandle", "from_config", "load"]
 
 Tokens = torch.Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Path = _arguments.Path
 Cache = _core.Cache
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class _Default:
@@ -205,7 +203,7 @@ class Decoder(torch.nn.Module):
         stays whole until everything is written. Raises OSError or ValueError naming the file.
         """
         self.bind()
-        self._core.save(os.fsdecode(_directory("save_pretrained", directory)))
+        self._core.save(os.fsdecode(_arguments.directory("save_pretrained", directory)))
 
     def tensor(self, role: str, layer: int | None = None, head: int | None = None) -> torch.Tensor:
         """Returns the weights of a role, a differentiable view of the parameter.
@@ -255,7 +253,8 @@ class Decoder(torch.nn.Module):
         self._core.restore_linear(_arguments.text("restore_linear", "name", name))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        other = type(self)(self._core.copy())
+        other = type(self).__new__(type(self))
+        Decoder.__init__(other, self._core.copy())
         memo[id(self)] = other
         for (_, value), (_, module, leaf) in zip(self._current(), other._places, strict=True):
             setattr(module, leaf, copy.deepcopy(value, memo))
@@ -319,8 +318,8 @@ def load(directory: Path, *, dtype: torch.dtype | str | None = None, mmap: bool 
     setting: missing, unknown or misshapen tensors, NaN, settings that would change the numbers and
     are not known (with the list of those that are), architectures likewise.
     """
-    name = None if dtype is None else _dtype_name("load", dtype)
-    return Decoder(_core.Decoder.load(_directory("load", directory), name, mmap))
+    name = None if dtype is None else _arguments.dtype_name("load", dtype)
+    return Decoder(_core.Decoder.load(_arguments.directory("load", directory), name, mmap))
 
 
 def from_config(
@@ -345,32 +344,10 @@ def from_config(
         raise ValueError(f"from_config: config must be as config.json: {error}") from None
     init = _arguments.text("from_config", "init", init)
     number = _arguments.integer("from_config", "seed", seed, 0, 2**64 - 1)
-    name = _dtype_name("from_config", dtype)
+    name = _arguments.dtype_name("from_config", dtype)
     if name == "float16":
         raise ValueError(f"from_config: dtype must be float32, float64 or bfloat16, got {name}")
     return Decoder(_core.Decoder.from_config(text, init, number, name))
-
-
-def _dtype_name(function: str, dtype: torch.dtype | str) -> str:
-    name = str(dtype).removeprefix("torch.")
-    known = getattr(torch, name, None)
-    if known not in _DTYPES:
-        raise ValueError(
-            f"{function}: dtype must be float32, float64, bfloat16 or float16, got {name}"
-        )
-    return str(known).removeprefix("torch.")  # "half" is "float16"
-
-
-def _directory(function: str, path: Path) -> bytes:
-    try:
-        encoded = os.fsencode(path)
-    except TypeError:
-        raise TypeError(
-            f"{function}: directory must be a path, got {type(path).__name__}"
-        ) from None
-    if b"\0" in encoded:
-        raise ValueError(f"{function}: directory must not contain a zero byte")
-    return encoded
 
 
 def _index(name: str, value: int | None) -> int | None:

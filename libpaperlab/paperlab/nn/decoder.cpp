@@ -13,7 +13,7 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/nn/padding_internal.h"
-#include "paperlab/nn/widened_internal.h"
+#include "paperlab/nn/widened.h"
 
 namespace paperlab::nn {
 namespace {

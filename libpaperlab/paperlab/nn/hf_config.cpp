@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "paperlab/core/error.h"
-#include "paperlab/nn/hf_settings_internal.h"
+#include "paperlab/nn/hf_settings.h"
 
 namespace paperlab::nn {
 namespace {
@@ -270,16 +270,6 @@ std::string generation_source(const std::string& source) {
   return (slash == std::string::npos ? "" : source.substr(0, slash + 1)) + "generation_config.json";
 }
 
-std::optional<std::string> read_dtype(Settings& settings) {
-  const bool is_old = settings.find_value("dtype") == nullptr;
-  const char* key = is_old ? "torch_dtype" : "dtype";
-  if (settings.find_value(key) == nullptr) {
-    return std::nullopt;
-  }
-  const std::string name = settings.text(key, "");
-  return name.starts_with("torch.") ? name.substr(6) : name;
-}
-
 // Of the program and of training, of other heads, of generation: transformers has them in any
 // config.json, and no logit depends on them.
 constexpr const char* kHarmless[] = {
@@ -300,7 +290,19 @@ constexpr const char* kHarmless[] = {
     "num_return_sequences output_scores return_dict_in_generate remove_invalid_values "
     "exponential_decay_length_penalty"};
 
-void allow_harmless(Settings& settings) {
+}  // namespace
+
+std::optional<std::string> read_hf_dtype(Settings& settings) {
+  const bool is_old = settings.find_value("dtype") == nullptr;
+  const char* key = is_old ? "torch_dtype" : "dtype";
+  if (settings.find_value(key) == nullptr) {
+    return std::nullopt;
+  }
+  const std::string name = settings.text(key, "");
+  return name.starts_with("torch.") ? name.substr(6) : name;
+}
+
+void allow_hf_harmless(Settings& settings) {
   for (const char* keys : kHarmless) {
     settings.allow(keys);
   }
@@ -310,8 +312,6 @@ void allow_harmless(Settings& settings) {
   settings.only("chunk_size_feed_forward", 0);
   settings.only("pruned_heads", Json::object());
 }
-
-}  // namespace
 
 HfModel read_hf_config(const std::string& source, const Json& config,
                        const Json* generation_config) {
@@ -331,9 +331,9 @@ HfModel read_hf_config(const std::string& source, const Json& config,
   } else {
     read_neox_form(settings, model.config);
   }
-  model.dtype = read_dtype(settings);
+  model.dtype = read_hf_dtype(settings);
   read_token_ids(settings, model.config);
-  allow_harmless(settings);
+  allow_hf_harmless(settings);
   settings.refuse_others("the model type '" + model.model_type + "'");
   if (generation_config != nullptr) {
     Settings generation(generation_source(source), *generation_config);

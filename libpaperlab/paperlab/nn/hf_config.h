@@ -45,9 +45,13 @@ struct HfDirectory {
   std::vector<std::string> tokenizer_files{};
 };
 
-/// Reads config.json and, if it is there, generation_config.json.
+/// Reads config.json and, if it is there, generation_config.json; `model` is left alone.
 /// \throws IoError     "FILE: ..." if the directory or config.json is missing or not readable.
-/// \throws ValueError  as read_json() and read_hf_config().
+/// \throws ValueError  as read_json().
+PAPERLAB_API HfDirectory read_hf_files(const std::string& path);
+
+/// As above, and the model of read_hf_config().
+/// \throws IoError, ValueError  as read_hf_files() and read_hf_config().
 PAPERLAB_API HfDirectory read_hf_directory(const std::string& path);
 
 }  // namespace paperlab::nn

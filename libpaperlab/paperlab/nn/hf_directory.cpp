@@ -28,7 +28,7 @@ void check_is_file(const std::string& path) {
 
 }  // namespace
 
-HfDirectory read_hf_directory(const std::string& path) {
+HfDirectory read_hf_files(const std::string& path) {
   if (!exists(path)) {
     throw IoError(path + ": " + std::strerror(ENOENT), ENOENT);
   }
@@ -45,9 +45,6 @@ HfDirectory read_hf_directory(const std::string& path) {
     check_is_file(generation_path);
     directory.generation_config = read_json(generation_path);
   }
-  directory.model =
-      read_hf_config(config_path, directory.config,
-                     directory.generation_config ? &*directory.generation_config : nullptr);
   for (const char* name :
        {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
         "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"}) {
@@ -56,6 +53,14 @@ HfDirectory read_hf_directory(const std::string& path) {
       directory.tokenizer_files.push_back(file);
     }
   }
+  return directory;
+}
+
+HfDirectory read_hf_directory(const std::string& path) {
+  HfDirectory directory = read_hf_files(path);
+  const auto& generation = directory.generation_config;
+  directory.model =
+      read_hf_config(path + "/config.json", directory.config, generation ? &*generation : nullptr);
   return directory;
 }
 

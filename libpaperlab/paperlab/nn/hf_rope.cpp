@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string_view>
 
-#include "paperlab/nn/hf_settings_internal.h"
+#include "paperlab/nn/hf_settings.h"
 
 namespace paperlab::nn {
 namespace {

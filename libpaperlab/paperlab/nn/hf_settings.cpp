@@ -5,7 +5,7 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/io/safetensors.h"
-#include "paperlab/nn/hf_settings_internal.h"
+#include "paperlab/nn/hf_settings.h"
 
 namespace paperlab::nn {
 namespace {

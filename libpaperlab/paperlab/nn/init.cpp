@@ -19,6 +19,8 @@ bool is_norm(Role role) {
          role == Role::kQueryNorm || role == Role::kKeyNorm;
 }
 
+}  // namespace
+
 double standard_deviation(const DecoderConfig& config, Init init, const ParameterSpec& spec) {
   const auto width = static_cast<double>(config.d_model);
   switch (init) {
@@ -50,12 +52,14 @@ at::Tensor normal_values(const std::vector<std::int64_t>& shape, double std, std
   return values.to(dtype);
 }
 
-}  // namespace
+void check_initial_dtype(const char* function, at::ScalarType dtype) {
+  require<DTypeError>(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
+                      function, "float32, float64 or bfloat16", c10::toString(dtype));
+}
 
 std::vector<at::Tensor> initial_values(const DecoderConfig& config, Family family, Init init,
                                        std::uint64_t seed, at::ScalarType dtype) {
-  require<DTypeError>(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                      "nn::initial_values", "float32, float64 or bfloat16", c10::toString(dtype));
+  check_initial_dtype("nn::initial_values", dtype);
   std::vector<at::Tensor> values;
   for (const ParameterSpec& spec : parameter_specs(config, family)) {
     if (spec.is_bias) {

@@ -27,4 +27,17 @@ PAPERLAB_API std::vector<at::Tensor> initial_values(const DecoderConfig& config,
                                                     Init init, std::uint64_t seed,
                                                     at::ScalarType dtype);
 
+/// Returns the standard deviation of a matrix of the decoder.
+PAPERLAB_API double standard_deviation(const DecoderConfig& config, Init init,
+                                       const ParameterSpec& spec);
+
+/// Returns normal values of mean 0 on the CPU: element i of a contiguous tensor is a function of
+/// (seed, stream, i), computed in float64 and rounded once.
+PAPERLAB_API at::Tensor normal_values(const std::vector<std::int64_t>& shape, double std,
+                                      std::uint64_t seed, std::uint64_t stream,
+                                      at::ScalarType dtype);
+
+/// \throws DTypeError  "FUNCTION: ..." unless dtype is float32, float64 or bfloat16.
+PAPERLAB_API void check_initial_dtype(const char* function, at::ScalarType dtype);
+
 }  // namespace paperlab::nn

@@ -1,6 +1,6 @@
 #include "paperlab/nn/linear.h"
 
-#include "paperlab/nn/widened_internal.h"
+#include "paperlab/nn/widened.h"
 #include "paperlab/ops/linear.h"
 
 namespace paperlab::nn {

@@ -3,7 +3,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/layer_norm.h>
 
-#include "paperlab/nn/widened_internal.h"
+#include "paperlab/nn/widened.h"
 #include "paperlab/ops/rms_norm.h"
 
 namespace paperlab::nn {

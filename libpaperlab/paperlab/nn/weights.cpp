@@ -10,7 +10,6 @@
 #include <cstring>
 #include <memory>
 #include <set>
-#include <string_view>
 
 #include "paperlab/core/error.h"
 #include "paperlab/nn/weights_internal.h"
@@ -84,7 +83,7 @@ class Finder {
       found_.parameters.push_back(parameter(spec));
     }
     for (const auto& [name, location] : checkpoint_.tensors()) {
-      if (used_.count(name) == 0 && !is_stale(name) && !add_copy(name, location)) {
+      if (used_.count(name) == 0 && !is_buffer(name) && !add_copy(name, location)) {
         unknown_.push_back(name);
       }
     }
@@ -99,6 +98,10 @@ class Finder {
   }
 
  private:
+  bool is_buffer(const std::string& name) const {
+    return options_.is_buffer ? options_.is_buffer(name) : is_stale(name);
+  }
+
   Location parameter(const ParameterSpec& spec) {
     for (const std::string& name : {spec.name, spec.other_name}) {
       const auto at = checkpoint_.tensors().find(name);

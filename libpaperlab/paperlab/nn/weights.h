@@ -6,9 +6,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,9 @@ struct MapOptions {
   std::optional<at::ScalarType> mixed_dtype{};  ///< Where stored types differ; absent: the widest.
   /// Tensors that may be there and are parameters once more, bit for bit: copy -> parameter.
   std::map<std::string, std::string> copies{};
+  /// Whether a tensor of this name is no parameter and may be there. Null: buffers that old
+  /// versions of transformers stored.
+  std::function<bool(std::string_view name)> is_buffer{};
   bool is_mapped = true;    ///< Else the tensors have memory of their own.
   bool checks_nan = true;   ///< Refuse NaN.
   std::string config_name;  ///< Of config.json, for messages; may be empty.
@@ -46,7 +51,7 @@ struct Weights {
 /// its name; who shortens it in place ends the program, unless `is_mapped` is false.
 /// \throws ValueError  naming file and tensor: if tensors are missing or unknown, if a shape or
 ///                     type is not as wanted, if a copy differs, or if a value is NaN (infinity
-///                     passes). Buffers that old versions of transformers stored are skipped.
+///                     passes). Buffers are skipped.
 /// \throws IoError     if a file cannot be mapped or read.
 PAPERLAB_API Weights map_weights(const io::Checkpoint& checkpoint,
                                  const std::vector<ParameterSpec>& specs,

@@ -1,5 +1,6 @@
 #pragma once
-// Settings of a Hugging Face JSON file, read one by one: what was not asked for is not known.
+/// \file
+/// Settings of a Hugging Face JSON file, read one by one: what was not asked for is not known.
 
 #include <cstdint>
 #include <limits>
@@ -7,6 +8,7 @@
 #include <set>
 #include <string>
 
+#include "paperlab/core/export.h"
 #include "paperlab/core/json.h"
 #include "paperlab/nn/config.h"
 
@@ -20,7 +22,7 @@ constexpr std::int64_t kMaxSize = 0x7fffffff;  // of any count; products stay be
 
 /// The settings of an object. Each function makes its key a known one; a null counts as absent only
 /// where the function says so. Errors are ValueErrors "SOURCE: setting 'KEY' must be ..., got ...".
-class Settings {
+class PAPERLAB_API Settings {
  public:
   /// Refuses what is no object. `prefix` stands before keys in messages.
   Settings(std::string source, const Json& object, std::string prefix = "");
@@ -60,7 +62,14 @@ class Settings {
 };
 
 /// The value if it is an integer of at most 63 bits: comparisons of JSON values would wrap.
-std::optional<std::int64_t> integer(const Json& value);
+PAPERLAB_API std::optional<std::int64_t> integer(const Json& value);
+
+/// The dtype's name under `dtype` or `torch_dtype`, without `torch.`.
+PAPERLAB_API std::optional<std::string> read_hf_dtype(Settings& settings);
+
+/// Allows what transformers may have in any config.json and no logit depends on: of the program,
+/// of training, of other heads, of generation.
+PAPERLAB_API void allow_hf_harmless(Settings& settings);
 
 /// RoPE as the types of Llama's family write it, and as GPT-NeoX does.
 RopeConfig read_hf_rope(Settings& settings, bool is_neox, std::int64_t head_dim,

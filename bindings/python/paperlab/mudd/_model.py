@@ -1,0 +1,244 @@
+"""MUDDFormer and the models it is compared with, as a torch module over the C++ decoder."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy.typing as npt
+import torch
+
+from paperlab import _arguments, _core, nn
+
+_LARGEST = 2**31 - 1
+_BIN = "pytorch_model.bin"
+# Buffers of the official code, which are no parameters.
+_BUFFERS = ("k_cache", "v_cache", "layer_cache")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Of one pass: what each connection read and gave."""
+
+    states: list[torch.Tensor]
+    """X_0, the embedding, and X_(l+1), the output of block l; [B, T, D] each."""
+    weights: list[torch.Tensor | None]
+    """Of the aggregate after block l, [C, B, T, J]; None where there is none."""
+    streams: list[dict[str, torch.Tensor]]
+    """Inputs "Q", "K", "V", "R" of block l, [B, T, D]; the last: "R" is the final norm's."""
+    logits: torch.Tensor
+    """[B, T, V]"""
+
+
+class MuddFormer(nn.Decoder):
+    """A decoder whose blocks read weighted sums over the outputs of all blocks before them.
+
+    Source: Xiao, Meng, Li, Yuan, "MUDDFormer: Breaking Residual Bottlenecks in Transformers via
+    Multiway Dynamic Dense Connections", ICML 2025, arXiv:2502.12170.
+
+    vocab_size, num_layers, d_model, num_heads, d_ff: sizes; d_model is a multiple of num_heads.
+    variant: "mudd" (multiway dynamic dense, Eqs. 3-8, and FFN re-allocation, Eq. 9), "base" (a
+    plain Transformer++), "static" (DenseFormer, arXiv:2402.02622), "dynamic", "multiway_static",
+    "multiway_dynamic", "hyper_connections" (arXiv:2409.19606, `num_streams` streams), "lime"
+    (arXiv:2502.09245).
+    ways: the streams that have an aggregate, some of "QKVR" in that order; the others are the last
+    block's output. The last aggregate computes R alone; without R there is none.
+    gelu: "exact" or "tanh", of the generators. hidden_round: a generator's hidden size K becomes
+    (K // hidden_round + 1) * hidden_round (64 in the released models); 0: no rounding.
+    last_hidden_expand: factor of the last generator's K.
+    ffn_reallocation: whether FFN widths grow from d_ff / 2 to 3 d_ff / 2, rounded to multiples of
+    `ffn_round`; None: for "mudd" alone.
+    dilation, period, window: aggregates stand only after blocks i with i % period == 0 (1-based)
+    and read X_j with j % dilation == i % dilation, or X_0 and the last `window` states.
+    pre_post_norm: False, True (Eq. 10) or "later_revision" (a later form of the authors' code: only
+    R has the norm after the sum). parallel_block: the block of Pythia (GPT-NeoX). qk_norm: RMSNorm
+    of queries and keys over a head.
+    seed: of the initial values; None: drawn from torch's generator. dtype: of the parameters.
+
+    Parameters have the published names and the official initial values: at first every stream is
+    the newest state, so the model is the plain one. A new model is in training mode. ValueError (a
+    TypeError for types) if an argument is not as above, naming it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_layers: int,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        variant: str = "mudd",
+        ways: str = "QKVR",
+        norm_eps: float = 1e-6,
+        rope_base: float = 10000.0,
+        qk_norm: bool = False,
+        gelu: str = "exact",
+        hidden_round: int = 0,
+        last_hidden_expand: int = 4,
+        ffn_reallocation: bool | None = None,
+        ffn_round: int = 128,
+        dilation: int = 1,
+        period: int = 1,
+        window: int | None = None,
+        pre_post_norm: bool | str = False,
+        num_streams: int = 4,
+        parallel_block: bool = False,
+        *,
+        seed: int | None = None,
+        dtype: torch.dtype | str = torch.float32,
+    ) -> None:
+        config = _core.MuddConfig()
+
+        def size(name: str, value: int, low: int = 1) -> None:
+            setattr(config, name, _arguments.integer("MuddFormer", name, value, low, _LARGEST))
+
+        size("vocab_size", vocab_size)
+        size("num_layers", num_layers)
+        size("d_model", d_model)
+        size("num_heads", num_heads)
+        size("d_ff", d_ff)
+        size("hidden_round", hidden_round, 0)
+        size("last_hidden_expand", last_hidden_expand)
+        size("ffn_round", ffn_round)
+        size("dilation", dilation)
+        size("period", period)
+        size("num_streams", num_streams)
+        if window is not None:
+            size("window", window)
+        config.set_variant(_arguments.text("MuddFormer", "variant", variant))
+        config.ways = _arguments.text("MuddFormer", "ways", ways)
+        config.norm_eps = _arguments.positive("MuddFormer", "norm_eps", norm_eps)
+        config.rope_base = _arguments.positive("MuddFormer", "rope_base", rope_base)
+        config.has_qk_norm = _arguments.boolean("MuddFormer", "qk_norm", qk_norm)
+        config.set_gelu(_arguments.text("MuddFormer", "gelu", gelu))
+        if ffn_reallocation is not None:
+            config.ffn_reallocation = _arguments.boolean(
+                "MuddFormer", "ffn_reallocation", ffn_reallocation
+            )
+        config.set_pre_post_norm(_pre_post_norm(pre_post_norm))
+        config.parallel_block = _arguments.boolean("MuddFormer", "parallel_block", parallel_block)
+        if seed is None:
+            seed = int(torch.randint(2**63 - 1, ()))
+        seed = _arguments.integer("MuddFormer", "seed", seed, 0, 2**64 - 1)
+        super().__init__(_core.new_mudd(config, seed, _arguments.dtype_name("MuddFormer", dtype)))
+        self.train()
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: nn.Path, dtype: torch.dtype | str | None = torch.float32
+    ) -> Self:
+        """Returns the model of a directory in the published layout, in evaluation mode.
+
+        directory: config.json of model_type muddformer or muddpythia and model.safetensors, shards
+        with an index, or pytorch_model.bin (which is read without running code from it). dtype:
+        float32, float64, bfloat16 or float16; None: the files' own. The rotary table is computed in
+        float64, so results differ from the released code's, whose table is quantised. Raises
+        FileNotFoundError or another OSError, or ValueError naming the file and the tensor or
+        setting: missing, unknown or misshapen tensors, NaN, unknown settings.
+        """
+        name = None if dtype is None else _arguments.dtype_name("from_pretrained", dtype)
+        path = _arguments.directory("from_pretrained", directory)
+        folder = Path(os.fsdecode(path))
+        if not _has_safetensors(folder) and (folder / _BIN).is_file():
+            return cls._of(
+                _core.mudd_of_tensors(path, str(folder / _BIN), *_read_bin(folder), name)
+            )
+        return cls._of(_core.load_mudd(path, name))
+
+    @classmethod
+    def _of(cls, core: _core.Decoder) -> Self:
+        model = cls.__new__(cls)
+        nn.Decoder.__init__(model, core)
+        return model
+
+    def forward(  # type: ignore[override]
+        self,
+        tokens: nn.Tokens,
+        cache: _core.Cache | None = None,
+        *,
+        attention_mask: torch.Tensor | npt.NDArray[Any] | None = None,
+        last_only: bool = False,
+    ) -> torch.Tensor:
+        """Returns the logits [B, T, V] of the token after each; differentiable.
+
+        tokens: [B, T] integers in 0..V-1. cache: from `new_cache`; the tokens are appended to it,
+        in chunks of any length, and the logits equal those of one pass over all of them (no
+        gradients). Connections mix no positions, so it holds keys and values alone. The others, and
+        the errors, are those of `paperlab.nn.Decoder`.
+        """
+        return super().forward(tokens, attention_mask, cache=cache, last_only=last_only)
+
+    def trace(self, tokens: nn.Tokens) -> Trace:
+        """Returns what passes through the connections in one pass over tokens [B, T].
+
+        Differentiable. ValueError if the variant is "hyper_connections" or "lime", or as `forward`.
+        """
+        self.bind()
+        ids = self.token_ids("trace", tokens)
+        states, weights, streams, logits = _core.trace_mudd(self.core, ids)
+        return Trace(
+            states, weights, [dict(zip("QKVR", of, strict=True)) for of in streams], logits
+        )
+
+    def generate(
+        self,
+        tokens: nn.Tokens,
+        max_new_tokens: int,
+        *,
+        attention_mask: torch.Tensor | npt.NDArray[Any] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        prefill_chunk: int = 0,
+        eos_token_id: Any = None,
+        pad_token_id: Any = None,
+        on_tokens: Callable[[torch.Tensor], bool | None] | None = None,
+    ) -> torch.Tensor:
+        """Returns the prompt and `max_new_tokens` new tokens, [B, T + n] int64; greedy by default.
+
+        As `paperlab.nn.Decoder.generate`, but no token ends a row unless `eos_token_id` is given.
+        """
+        return super().generate(
+            tokens,
+            max_new_tokens,
+            attention_mask=attention_mask,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            prefill_chunk=prefill_chunk,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            on_tokens=on_tokens,
+        )
+
+
+def _pre_post_norm(value: bool | str) -> str:
+    names: Mapping[object, str] = {False: "none", True: "eq10", "later_revision": "later_revision"}
+    if not isinstance(value, bool | str) or value not in names:
+        raise _arguments.ArgumentTypeError(
+            f'MuddFormer: pre_post_norm must be False, True or "later_revision", got {value!r:.60}'
+        )
+    return names[value]
+
+
+def _has_safetensors(folder: Path) -> bool:
+    names: Sequence[str] = ("model.safetensors", "model.safetensors.index.json")
+    return any((folder / name).exists() for name in names)
+
+
+def _read_bin(folder: Path) -> tuple[list[str], list[torch.Tensor]]:
+    file = folder / _BIN
+    try:
+        values = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever its readers raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file}: must be tensors by their names, {reason}") from None
+    if not isinstance(values, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in values.items()
+    ):
+        raise ValueError(f"{file}: must be tensors by their names, got something else")
+    kept = {k: v.detach() for k, v in values.items() if k.rsplit(".", 1)[-1] not in _BUFFERS}
+    return list(kept), list(kept.values())

@@ -1,0 +1,138 @@
+// The models of paperlab.mudd; they are decoders as paperlab.nn has them.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/src/choice.h"
+#include "bindings/src/dtypes.h"
+#include "bindings/src/registrars.h"
+#include "paperlab/mudd/load.h"
+#include "paperlab/mudd/published.h"
+#include "paperlab/mudd/trace.h"
+
+namespace paperlab::bindings {
+namespace {
+
+namespace py = pybind11;
+
+constexpr char kFunction[] = "MuddFormer";
+
+const std::map<std::string, mudd::Variant> kVariants = {
+    {"mudd", mudd::Variant::kMudd},
+    {"base", mudd::Variant::kBase},
+    {"static", mudd::Variant::kStatic},
+    {"dynamic", mudd::Variant::kDynamic},
+    {"multiway_static", mudd::Variant::kMultiwayStatic},
+    {"multiway_dynamic", mudd::Variant::kMultiwayDynamic},
+    {"hyper_connections", mudd::Variant::kHyperConnections},
+    {"lime", mudd::Variant::kLime}};
+const std::map<std::string, bool> kGelus = {{"exact", false}, {"tanh", true}};
+const std::map<std::string, mudd::PrePostNorm> kNorms = {
+    {"none", mudd::PrePostNorm::kNone},
+    {"eq10", mudd::PrePostNorm::kEq10},
+    {"later_revision", mudd::PrePostNorm::kLaterRevision}};
+
+void register_config(py::module_& m) {
+  using Config = mudd::MuddConfig;
+  py::class_<Config>(m, "MuddConfig")
+      .def(py::init<>())
+      .def_readwrite("vocab_size", &Config::vocab_size)
+      .def_readwrite("num_layers", &Config::num_layers)
+      .def_readwrite("d_model", &Config::d_model)
+      .def_readwrite("num_heads", &Config::num_heads)
+      .def_readwrite("d_ff", &Config::d_ff)
+      .def_readwrite("ways", &Config::ways)
+      .def_readwrite("norm_eps", &Config::norm_eps)
+      .def_readwrite("rope_base", &Config::rope_base)
+      .def_readwrite("has_qk_norm", &Config::has_qk_norm)
+      .def_readwrite("hidden_round", &Config::hidden_round)
+      .def_readwrite("last_hidden_expand", &Config::last_hidden_expand)
+      .def_readwrite("ffn_reallocation", &Config::ffn_reallocation)
+      .def_readwrite("ffn_round", &Config::ffn_round)
+      .def_readwrite("dilation", &Config::dilation)
+      .def_readwrite("period", &Config::period)
+      .def_readwrite("window", &Config::window)
+      .def_readwrite("num_streams", &Config::num_streams)
+      .def_readwrite("parallel_block", &Config::parallel_block)
+      .def("set_variant",
+           [](Config& config, const std::string& name) {
+             config.variant = choice(kVariants, kFunction, "variant", name);
+           })
+      .def("set_gelu",
+           [](Config& config, const std::string& name) {
+             config.has_tanh_gelu = choice(kGelus, kFunction, "gelu", name);
+           })
+      .def("set_pre_post_norm", [](Config& config, const std::string& name) {
+        config.pre_post_norm = choice(kNorms, kFunction, "pre_post_norm", name);
+      });
+}
+
+std::optional<at::ScalarType> dtype_of(const std::optional<std::string>& name) {
+  return name ? std::optional(choice(kDtypes, "from_pretrained", "dtype", *name)) : std::nullopt;
+}
+
+nn::HfDecoder load(const py::bytes& directory, const std::optional<std::string>& dtype) {
+  const std::string path = directory;
+  const auto type = dtype_of(dtype);
+  const py::gil_scoped_release without_gil;
+  return mudd::load(path, type);
+}
+
+nn::HfDecoder of_tensors(const py::bytes& directory, const std::string& source,
+                         const std::vector<std::string>& names,
+                         const std::vector<at::Tensor>& values,
+                         const std::optional<std::string>& dtype) {
+  const std::string path = directory;
+  const auto type = dtype_of(dtype);
+  nn::NamedTensors tensors;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    tensors.emplace_back(names[i], values[i]);
+  }
+  const py::gil_scoped_release without_gil;
+  return mudd::from_tensors(path, source, tensors, type);
+}
+
+nn::HfDecoder new_model(const mudd::MuddConfig& config, std::uint64_t seed,
+                        const std::string& dtype) {
+  const auto type = choice(kDtypes, kFunction, "dtype", dtype);
+  const py::gil_scoped_release without_gil;
+  return mudd::new_model(config, seed, type);
+}
+
+// States, weights (or None) and streams Q, K, V, R of each layer, and the logits.
+py::tuple trace(const nn::HfDecoder& model, const at::Tensor& tokens) {
+  mudd::Trace result;
+  {
+    const py::gil_scoped_release without_gil;
+    const auto published = mudd::read_published_config("config", model.directory.config);
+    result = mudd::trace(published.config, *model.decoder, tokens);
+  }
+  py::list weights;
+  for (const at::Tensor& value : result.weights) {
+    weights.append(value.defined() ? py::cast(value) : py::none());
+  }
+  py::list streams;
+  for (const mudd::Streams& of : result.streams) {
+    streams.append(py::make_tuple(of.query, of.key, of.value, of.residual));
+  }
+  return py::make_tuple(result.states, weights, streams, result.logits);
+}
+
+}  // namespace
+
+void register_mudd_model(py::module_& m) {
+  register_config(m);
+  m.def("new_mudd", &new_model, py::arg("config"), py::arg("seed"), py::arg("dtype"));
+  m.def("load_mudd", &load, py::arg("directory"), py::arg("dtype"));
+  m.def("mudd_of_tensors", &of_tensors, py::arg("directory"), py::arg("source"), py::arg("names"),
+        py::arg("values"), py::arg("dtype"));
+  m.def("trace_mudd", &trace, py::arg("model"), py::arg("tokens"));
+}
+
+}  // namespace paperlab::bindings

@@ -1,0 +1,260 @@
+#include "experiments/mudd/jobs.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <utility>
+
+#include "experiments/common/side_by_side.h"
+#include "experiments/mudd/training.h"
+#include "paperlab/core/error.h"
+
+namespace paperlab::experiments::mudd {
+
+namespace lib = paperlab::mudd;
+
+namespace {
+
+constexpr char kLoss[] = "validation loss";
+
+lib::Variant variant_of(const std::string& name) {
+  static const std::map<std::string, lib::Variant> kVariants = {
+      {"base", lib::Variant::kBase},
+      {"static", lib::Variant::kStatic},
+      {"dynamic", lib::Variant::kDynamic},
+      {"multiway_static", lib::Variant::kMultiwayStatic},
+      {"multiway_dynamic", lib::Variant::kMultiwayDynamic},
+      {"mudd", lib::Variant::kMudd},
+      {"hyper_connections", lib::Variant::kHyperConnections},
+      {"lime", lib::Variant::kLime}};
+  const auto found = kVariants.find(name);
+  require<ValueError>(found != kVariants.end(), "mudd", "a known method", name);
+  return found->second;
+}
+
+// Takes `suffix` off the end of `name`; false if it is not there.
+bool strip(std::string& name, const std::string& suffix) {
+  if (!name.ends_with(suffix)) {
+    return false;
+  }
+  name.resize(name.size() - suffix.size());
+  return true;
+}
+
+void apply_suffix(const Config& config, std::string& method, lib::MuddConfig& model) {
+  if (strip(method, "_realloc")) {
+    model.ffn_reallocation = true;
+  } else if (strip(method, "_eq10")) {
+    model.pre_post_norm = lib::PrePostNorm::kEq10;
+  } else if (strip(method, "_window")) {
+    model.window = config.fig9_window;
+  }
+  for (const char way : std::string("QKVR")) {
+    const auto lower = static_cast<char>(way - 'A' + 'a');
+    if (strip(method, std::string("_without_") + lower)) {
+      std::erase(model.ways, way);
+    }
+  }
+  for (const auto& [suffix, dilation, period] :
+       {std::tuple("_2x2", 2, 2), std::tuple("_1x2", 1, 2), std::tuple("_2x1", 2, 1)}) {
+    if (strip(method, suffix)) {
+      model.dilation = dilation;
+      model.period = period;
+    }
+  }
+}
+
+std::string key(const std::string& job, const std::string& what) { return job + ": " + what; }
+
+void record(Run& run, const Job& job, const Outcome& outcome) {
+  run.scalar(key(job.name, kLoss), outcome.loss);
+  for (const auto& [name, value] : outcome.scalars) {
+    run.scalar(key(job.name, name), value);
+  }
+  for (const auto& [name, columns] : outcome.series) {
+    run.series(key(job.name, name), columns);
+  }
+  run.keep();
+}
+
+}  // namespace
+
+lib::MuddConfig model_config(const Config& config, const std::string& method, Size size) {
+  constexpr std::int64_t kMultiple = 8;  // of FFN widths: 8 D / 3, rounded to it
+  lib::MuddConfig model;
+  model.vocab_size = 256;
+  model.num_layers = size.num_layers;
+  model.d_model = size.d_model;
+  model.num_heads = config.num_heads;
+  model.d_ff =
+      std::max<std::int64_t>(1, std::llround(static_cast<double>(size.d_model) / 3.0)) * kMultiple;
+  model.ffn_round = kMultiple;
+  std::string variant = method;
+  apply_suffix(config, variant, model);
+  model.variant = variant_of(variant);
+  return model;
+}
+
+std::string number_text(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%g", value);
+  return text.data();
+}
+
+std::string name_of(const Config& config, const Series& series) {
+  const auto [layers, width] = series.size;
+  return layers == config.num_layers && width == config.d_model
+             ? series.method
+             : series.method + " " + std::to_string(layers) + "x" + std::to_string(width);
+}
+
+std::string fresh_name(const Config& config, const Series& series, std::uint64_t seed) {
+  return name_of(config, series) + " best rate seed " + std::to_string(seed);
+}
+
+Trainer::Trainer(const Config& config, Run& run, std::string tokens_folder)
+    : config_(config), run_(run), tokens_folder_(std::move(tokens_folder)) {}
+
+void Trainer::train(const std::vector<Job>& jobs) {
+  std::vector<Job> missing;
+  for (const Job& job : jobs) {
+    const bool is_new = std::none_of(missing.begin(), missing.end(),
+                                     [&](const Job& other) { return other.name == job.name; });
+    if (is_new && !run_.find(key(job.name, kLoss))) {
+      missing.push_back(job);
+    }
+  }
+  if (missing.empty()) {
+    return;
+  }
+  const std::shared_ptr<const Text> text = open_text(config_, tokens_folder_);
+  std::vector<Outcome> outcomes(missing.size());
+  std::atomic<std::int64_t> steps = 0;
+  const std::int64_t total = std::ssize(missing) * config_.num_steps;
+  const int num_threads = config_.device == "cpu" ? run_.num_threads() : 1;
+  run_side_by_side(
+      num_threads, missing.size(),
+      [&](std::size_t i) { outcomes[i] = run_job(config_, *text, missing[i], [&] { ++steps; }); },
+      {[&](std::size_t i) { record(run_, missing[i], outcomes[i]); },
+       [&] { run_.progress(steps, total); }});
+}
+
+std::vector<Job> Trainer::sweep_jobs(const Series& series) const {
+  std::vector<Job> jobs;
+  for (const double rate : config_.learning_rates) {
+    jobs.push_back({.name = name_of(config_, series) + " rate " + number_text(rate) + " seed " +
+                            std::to_string(config_.sweep_seed),
+                    .method = series.method,
+                    .size = series.size,
+                    .learning_rate = rate,
+                    .embedding_std = config_.embedding_std,
+                    .seed = config_.sweep_seed});
+  }
+  return jobs;
+}
+
+std::vector<Job> Trainer::fresh_jobs(const Series& series, double rate) const {
+  std::vector<Job> jobs;
+  for (const std::uint64_t seed : config_.seeds) {
+    jobs.push_back({.name = fresh_name(config_, series, seed),
+                    .method = series.method,
+                    .size = series.size,
+                    .learning_rate = rate,
+                    .embedding_std = config_.embedding_std,
+                    .seed = seed,
+                    .is_analysed = series.is_analysed});
+  }
+  return jobs;
+}
+
+double Trainer::best_rate(const Series& series) const {
+  double best = config_.learning_rates.front();
+  double least = INFINITY;
+  for (const Job& job : sweep_jobs(series)) {
+    if (const double value = loss(job.name); value < least) {
+      least = value;
+      best = job.learning_rate;
+    }
+  }
+  return best;
+}
+
+void Trainer::sweep(const std::vector<Series>& all) {
+  std::vector<Job> jobs;
+  for (const Series& series : all) {
+    const std::vector<Job> more = sweep_jobs(series);
+    jobs.insert(jobs.end(), more.begin(), more.end());
+  }
+  train(jobs);
+  jobs.clear();
+  for (const Series& series : all) {
+    const std::vector<Job> more = fresh_jobs(series, best_rate(series));
+    jobs.insert(jobs.end(), more.begin(), more.end());
+  }
+  train(jobs);
+  for (const Series& series : all) {
+    const std::string name = name_of(config_, series);
+    if (run_.find("best rate " + name)) {
+      continue;
+    }
+    std::vector<double> by_rate;
+    for (const Job& job : sweep_jobs(series)) {
+      by_rate.push_back(loss(job.name));
+    }
+    run_.series("sweep " + name, {{"learning_rate", config_.learning_rates}, {"loss", by_rate}});
+    run_.series("seeds " + name,
+                {{"seed", {config_.seeds.begin(), config_.seeds.end()}}, {"loss", losses(series)}});
+    run_.scalar("mean loss " + name, mean_loss(series));
+    run_.scalar("best rate " + name, best_rate(series));
+  }
+}
+
+double Trainer::loss(const std::string& job) const {
+  return run_.find(key(job, kLoss)).value_or(NAN);
+}
+
+std::vector<double> Trainer::losses(const Series& series) const {
+  std::vector<double> values;
+  for (const std::uint64_t seed : config_.seeds) {
+    values.push_back(loss(fresh_name(config_, series, seed)));
+  }
+  return values;
+}
+
+double Trainer::mean_loss(const Series& series) const {
+  double sum = 0.0;
+  for (const double value : losses(series)) {
+    sum += value;
+  }
+  return sum / static_cast<double>(config_.seeds.size());
+}
+
+Gap Trainer::gap(const Series& a, const Series& b) const {
+  const std::vector<double> first = losses(a);
+  const std::vector<double> second = losses(b);
+  const auto count = static_cast<double>(first.size());
+  Gap gap;
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    gap.mean += (first[i] - second[i]) / count;
+    gap.num_positive += first[i] - second[i] < 0.0 ? 0.0 : 1.0;  // NaN counts
+  }
+  double squares = 0.0;
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    squares += std::pow(first[i] - second[i] - gap.mean, 2);
+  }
+  gap.standard_error = std::sqrt(squares / (count * (count - 1.0)));
+  return gap;
+}
+
+Gap Trainer::record_gap(const std::string& name, const Series& a, const Series& b) {
+  const Gap found = gap(a, b);
+  run_.scalar(name + ": mean", found.mean);
+  run_.scalar(name + ": mean + 2 standard errors", found.mean + 2.0 * found.standard_error);
+  run_.scalar(name + ": seeds not below 0", found.num_positive);
+  return found;
+}
+
+}  // namespace paperlab::experiments::mudd

@@ -1,0 +1,90 @@
+#pragma once
+// Training runs: each method at each learning rate, the best of them with fresh seeds. Runs are
+// independent, run side by side on one thread each, and are kept one by one.
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "experiments/common/run.h"
+#include "experiments/mudd/rows.h"
+#include "paperlab/mudd/config.h"
+
+namespace paperlab::experiments::mudd {
+
+struct Size {
+  std::int64_t num_layers;
+  std::int64_t d_model;
+};
+
+// One run. All methods of one seed see the same batches and start from the same backbone.
+struct Job {
+  std::string name;
+  std::string method;
+  Size size{};
+  double learning_rate = 0.0;
+  double embedding_std = 0.0;
+  std::uint64_t seed = 0;
+  bool is_analysed = false;  // also what figures 6, 8, 12 and 13 show
+};
+
+// The model of a method: "base", "static", "dynamic", "multiway_static", "multiway_dynamic",
+// "mudd", "hyper_connections", "lime", and with a suffix "_realloc", "_without_q" .. "_without_r",
+// "_eq10",
+// "_2x2", "_1x2", "_2x1" (dilation x period), "_window".
+paperlab::mudd::MuddConfig model_config(const Config& config, const std::string& method, Size size);
+
+// A method's runs: a sweep over learning rates with one seed, and the best rate with fresh seeds.
+struct Series {
+  std::string method;
+  Size size{};
+  bool is_analysed = false;
+};
+
+// Paired over the fresh seeds.
+struct Gap {
+  double mean = 0.0;
+  double standard_error = 0.0;
+  double num_positive = 0.0;
+};
+
+class Trainer {
+ public:
+  Trainer(const Config& config, Run& run, std::string tokens_folder);
+
+  // Trains what has not been trained yet.
+  void train(const std::vector<Job>& jobs);
+
+  // Sweeps, then the best rate of each with the fresh seeds; records the best rates and means.
+  void sweep(const std::vector<Series>& series);
+
+  // Validation loss of a run; NaN if it has diverged.
+  double loss(const std::string& job) const;
+  // Of the fresh seeds.
+  std::vector<double> losses(const Series& series) const;
+  double mean_loss(const Series& series) const;
+  // Losses of a less those of b.
+  Gap gap(const Series& a, const Series& b) const;
+  // Records the gap as scalars "NAME: mean", "... mean + 2 SE", "... seeds not below 0".
+  Gap record_gap(const std::string& name, const Series& a, const Series& b);
+
+  Series usual(const std::string& method, bool is_analysed = false) const {
+    return {method, {config_.num_layers, config_.d_model}, is_analysed};
+  }
+
+ private:
+  std::vector<Job> sweep_jobs(const Series& series) const;
+  std::vector<Job> fresh_jobs(const Series& series, double rate) const;
+  double best_rate(const Series& series) const;
+
+  const Config& config_;
+  Run& run_;
+  std::string tokens_folder_;
+};
+
+std::string name_of(const Config& config, const Series& series);  // "base", "base 4x48"
+std::string fresh_name(const Config& config, const Series& series, std::uint64_t seed);
+std::string number_text(double value);  // "0.003"
+
+}  // namespace paperlab::experiments::mudd

@@ -1,0 +1,99 @@
+#pragma once
+// The rows of the MUDDFormer experiments and what they share.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "experiments/common/run.h"
+
+namespace paperlab::experiments::mudd {
+
+struct Config {
+  std::string corpus = "manual-pages";
+  std::vector<std::string> domains = {"en"};
+  std::string device = "cpu";
+  std::string dtype =
+      "float32";  // of parameters; "bfloat16": parameters float32, products bfloat16
+  std::int64_t num_layers = 8;
+  std::int64_t d_model = 64;
+  std::int64_t num_heads = 4;
+  std::int64_t seq_len = 64;
+  std::int64_t batch_size = 16;
+  std::int64_t num_steps = 300;
+  std::int64_t record_every = 10;  // steps whose mean loss is one point of a curve
+  double warmup_share = 0.05;
+  double final_rate = 0.1;    // of the cosine, as a part of the highest rate
+  double weight_decay = 0.1;  // of tensors of rank 2 and more
+  double clip_norm = 1.0;
+  double init_std = 0.02;
+  double embedding_std = 0.25;
+  double control_embedding_std = 0.02;
+  double control_rate = 3e-3;
+  std::vector<double> learning_rates = {1.5e-3, 3e-3, 6e-3, 1.2e-2};
+  std::uint64_t sweep_seed = 0;
+  std::vector<std::uint64_t> seeds = {1, 2, 3};
+  std::int64_t validation_windows = 512;
+  std::vector<std::int64_t> fig3_layers = {4, 6, 8};
+  std::vector<std::int64_t> fig3_widths = {48, 56, 64};
+  std::vector<std::int64_t> fig4_layers = {8, 32};
+  std::vector<std::int64_t> fig4_widths = {64, 32};
+  std::int64_t fig9_window = 2;
+
+  void fields(auto&& visit) {
+    visit("corpus", corpus);
+    visit("domains", domains);
+    visit("device", device);
+    visit("dtype", dtype);
+    visit("num_layers", num_layers);
+    visit("d_model", d_model);
+    visit("num_heads", num_heads);
+    visit("seq_len", seq_len);
+    visit("batch_size", batch_size);
+    visit("num_steps", num_steps);
+    visit("record_every", record_every);
+    visit("warmup_share", warmup_share);
+    visit("final_rate", final_rate);
+    visit("weight_decay", weight_decay);
+    visit("clip_norm", clip_norm);
+    visit("init_std", init_std);
+    visit("embedding_std", embedding_std);
+    visit("control_embedding_std", control_embedding_std);
+    visit("control_rate", control_rate);
+    visit("learning_rates", learning_rates);
+    visit("sweep_seed", sweep_seed);
+    visit("seeds", seeds);
+    visit("validation_windows", validation_windows);
+    visit("fig3_layers", fig3_layers);
+    visit("fig3_widths", fig3_widths);
+    visit("fig4_layers", fig4_layers);
+    visit("fig4_widths", fig4_widths);
+    visit("fig9_window", fig9_window);
+  }
+
+  void validate() const;  // throws ValueError
+};
+
+// Arithmetic on published numbers.
+void table1(Run& run);
+void table3(Run& run);
+void published_table5(Run& run);
+
+// Structure: no training.
+void snapshot_trap(Run& run);
+void table6(const Config& config, Run& run);
+void traffic(Run& run);
+
+// Trained models; `tokens` is the folder of the text.
+void table5_core(const Config& config, Run& run, const std::string& tokens);
+void ddformer(const Config& config, Run& run, const std::string& tokens);
+void embedding_control(const Config& config, Run& run, const std::string& tokens);
+void table5_rest(const Config& config, Run& run, const std::string& tokens);
+void figure3(const Config& config, Run& run, const std::string& tokens);
+void figure4(const Config& config, Run& run, const std::string& tokens);
+void figure6(const Config& config, Run& run, const std::string& tokens);
+void figure8(const Config& config, Run& run, const std::string& tokens);
+void figure9(const Config& config, Run& run, const std::string& tokens);
+void figure12(const Config& config, Run& run, const std::string& tokens);
+
+}  // namespace paperlab::experiments::mudd

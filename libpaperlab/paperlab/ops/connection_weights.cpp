@@ -1,0 +1,353 @@
+#include "paperlab/ops/connection_weights.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/rsqrt.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cmath>
+#include <string>
+#include <tuple>
+
+#include "kernels/depth_aggregate/depth_aggregate.h"
+#include "kernels/gemm/gemm.h"
+#include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
+#include "paperlab/ops/parallel_bridge.h"
+
+namespace paperlab::ops {
+
+namespace depth {
+
+void check_matrices(const char* function, const at::Tensor& x, const at::Tensor& w1,
+                    const at::Tensor& w2, const c10::SymInt& num_weights) {
+  check_floating(function, "x", x);
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.sym_size(2) >= 1, function,
+                    ": x must be [B, T, D] with D >= 1, got ", x.sym_sizes());
+  check_like(function, "w1", w1, "x", x);
+  TORCH_CHECK_VALUE(w1.dim() == 2 && w1.sym_size(0) == x.sym_size(2) && w1.sym_size(1) >= 1,
+                    function, ": w1 must be [", x.sym_size(2), ", K] with K >= 1, got ",
+                    w1.sym_sizes());
+  check_like(function, "w2", w2, "x", x);
+  check_sizes(function, "w2", w2, {w1.sym_size(1), num_weights});
+}
+
+void check_generator(const char* function, const at::Tensor& x, const at::Tensor& w1,
+                     const at::Tensor& w2, const at::Tensor& a) {
+  check_floating(function, "x", x);
+  check_like(function, "a", a, "x", x);
+  TORCH_CHECK_VALUE(a.dim() == 2 && a.sym_size(0) >= 1 && a.sym_size(1) >= 1, function,
+                    ": a must be [C, J] with C, J >= 1, got ", a.sym_sizes());
+  check_matrices(function, x, w1, w2, a.sym_size(0) * a.sym_size(1));
+}
+
+void check_eps(const char* function, double eps) {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps > 0.0, function, ": eps must be finite and > 0, got ",
+                    eps);
+}
+
+}  // namespace depth
+
+namespace {
+
+using depth::check_sizes;
+using depth::statistics_of;
+using kernels::GeluForm;
+
+using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Wanted = std::array<bool, 4>;  // gradients of x, w1, w2, a
+
+constexpr char kForward[] = "connection_weights";
+constexpr char kBackward[] = "connection_weights_backward";
+
+// weights [C, B, T, J], z [B, T, K], inverse_rms [B, T].
+Results new_results(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& a) {
+  const auto statistics = x.options().dtype(statistics_of(x));
+  const auto rows = x.sym_sizes().slice(0, 2);
+  return {at::empty_symint({a.sym_size(0), rows[0], rows[1], a.sym_size(1)}, x.options()),
+          at::empty_symint({rows[0], rows[1], w1.sym_size(1)}, statistics),
+          at::empty_symint(rows, statistics)};
+}
+
+// What is not wanted is empty.
+Gradients new_gradients(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+                        const at::Tensor& w2, const Wanted& wanted) {
+  const auto make = [&x](bool is_wanted, c10::SymIntArrayRef sizes) {
+    return is_wanted ? at::empty_symint(sizes, x.options()) : at::empty({0}, x.options());
+  };
+  return {make(wanted[0], x.sym_sizes()), make(wanted[1], w1.sym_sizes()),
+          make(wanted[2], w2.sym_sizes()),
+          make(wanted[3], {grad_weights.sym_size(0), grad_weights.sym_size(3)})};
+}
+
+// [B, T, C J] of [C, B, T, J], and back.
+at::Tensor by_token(const at::Tensor& weights) {
+  const at::Tensor rows = weights.permute({1, 2, 0, 3});
+  return rows.reshape({rows.size(0), rows.size(1), rows.size(2) * rows.size(3)});
+}
+
+at::Tensor by_way(const at::Tensor& rows, std::int64_t num_ways) {
+  return rows.view({rows.size(0), rows.size(1), num_ways, rows.size(2) / num_ways})
+      .permute({2, 0, 1, 3});
+}
+
+const char* torch_name(GeluForm gelu) { return gelu == GeluForm::kExact ? "none" : "tanh"; }
+
+// The same from LibTorch's operators, for devices without a kernel of ours.
+namespace eager {
+
+Results forward(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                const at::Tensor& a, double eps, GeluForm gelu) {
+  const auto dtype = statistics_of(x);
+  const at::Tensor wide = x.to(dtype);
+  const at::Tensor inverse_rms = at::rsqrt(wide.square().mean(-1) + eps);
+  const at::Tensor z = at::matmul(wide * inverse_rms.unsqueeze(-1), w1.to(dtype));
+  const at::Tensor rows =
+      at::matmul(at::gelu(z, torch_name(gelu)), w2.to(dtype)) + a.to(dtype).reshape({a.numel()});
+  return {by_way(rows, a.size(0)).to(x.scalar_type()).contiguous(), z, inverse_rms};
+}
+
+// Matrices [rows, *] of [B, T, *].
+at::Tensor as_matrix(const at::Tensor& x) { return x.reshape({x.size(0) * x.size(1), x.size(2)}); }
+
+void copy_if(bool is_wanted, const at::Tensor& to, const at::Tensor& from) {
+  if (is_wanted) {
+    to.copy_(from.view(to.sizes()));
+  }
+}
+
+void backward(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+              const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms,
+              GeluForm gelu, const Wanted& wanted, const Gradients& gradients) {
+  const auto dtype = statistics_of(x);
+  const auto& [grad_x, grad_w1, grad_w2, grad_a] = gradients;
+  const at::Tensor grad = as_matrix(by_token(grad_weights.to(dtype)));
+  const at::Tensor rows = as_matrix(z);
+  const at::Tensor r = inverse_rms.reshape({rows.size(0), 1});
+  const at::Tensor n = as_matrix(x.to(dtype)) * r;
+  const at::Tensor grad_z =
+      at::gelu_backward(at::matmul(grad, w2.to(dtype).t()), rows, torch_name(gelu));
+  const at::Tensor grad_n = at::matmul(grad_z, w1.to(dtype).t());
+  copy_if(wanted[0], grad_x, r * (grad_n - n * (grad_n * n).mean(-1, true)));
+  copy_if(wanted[1], grad_w1, at::matmul(n.t(), grad_z));
+  copy_if(wanted[2], grad_w2, at::matmul(at::gelu(rows, torch_name(gelu)).t(), grad));
+  copy_if(wanted[3], grad_a, grad.sum(0));
+}
+
+}  // namespace eager
+
+kernels::ConnectionWeights problem_of(const at::Tensor& x, const at::Tensor& w1,
+                                      const at::Tensor& w2, double eps, GeluForm gelu) {
+  return {kernel_dtype(x),
+          x.size(0) * x.size(1),
+          x.size(2),
+          w1.size(1),
+          w2.size(1),
+          eps,
+          gelu,
+          x.const_data_ptr(),
+          w1.const_data_ptr(),
+          w2.const_data_ptr(),
+          nullptr};
+}
+
+Results forward_any(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                    const at::Tensor& a, double eps, c10::string_view gelu_name) {
+  depth::check_generator(kForward, x, w1, w2, a);
+  depth::check_eps(kForward, eps);
+  const GeluForm gelu = depth::gelu_form(kForward, gelu_name);
+  if (!x.device().is_cpu()) {
+    return eager::forward(x, w1, w2, a, eps, gelu);
+  }
+  Results results = new_results(x, w1, a);
+  const auto& [weights, z, inverse_rms] = results;
+  if (weights.numel() == 0) {
+    return results;
+  }
+  const at::Tensor rows = at::empty({x.size(0), x.size(1), a.numel()}, z.options());
+  const at::Tensor dense_x = x.contiguous();
+  const at::Tensor dense_w1 = w1.contiguous();
+  const at::Tensor dense_w2 = w2.contiguous();
+  const at::Tensor dense_a = a.contiguous();
+  kernels::ConnectionWeights problem = problem_of(dense_x, dense_w1, dense_w2, eps, gelu);
+  problem.bias = dense_a.const_data_ptr();
+  kernels::connection_weights(
+      problem, {rows.mutable_data_ptr(), z.mutable_data_ptr(), inverse_rms.mutable_data_ptr()},
+      kernels::gemm, torch_executor());
+  weights.copy_(by_way(rows, a.size(0)));
+  return results;
+}
+
+void check_backward(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+                    const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms) {
+  depth::check_like(kBackward, "grad_weights", grad_weights, "x", x);
+  TORCH_CHECK_VALUE(grad_weights.dim() == 4, kBackward, ": grad_weights must be [C, B, T, J], got ",
+                    grad_weights.sym_sizes());
+  const auto sizes = grad_weights.sym_sizes();
+  depth::check_matrices(kBackward, x, w1, w2, sizes[0] * sizes[3]);
+  check_sizes(kBackward, "grad_weights", grad_weights,
+              {sizes[0], x.sym_size(0), x.sym_size(1), sizes[3]});
+  check_sizes(kBackward, "z", z, {x.sym_size(0), x.sym_size(1), w1.sym_size(1)});
+  check_sizes(kBackward, "inverse_rms", inverse_rms, x.sym_sizes().slice(0, 2));
+  for (const auto& [name, tensor] : {std::pair("z", &z), {"inverse_rms", &inverse_rms}}) {
+    TORCH_CHECK_TYPE(tensor->scalar_type() == statistics_of(x), kBackward, ": ", name, " must be ",
+                     statistics_of(x), ", got ", tensor->scalar_type());
+    TORCH_CHECK_VALUE(tensor->device() == x.device(), kBackward, ": ", name,
+                      " must be on the device of x (", x.device(), "), got ", tensor->device());
+  }
+}
+
+void* data_of(const at::Tensor& gradient, bool is_wanted) {
+  return is_wanted ? gradient.mutable_data_ptr() : nullptr;
+}
+
+Gradients backward_any(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+                       const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms,
+                       c10::string_view gelu_name, Wanted wanted) {
+  check_backward(grad_weights, x, w1, w2, z, inverse_rms);
+  const GeluForm gelu = depth::gelu_form(kBackward, gelu_name);
+  Gradients gradients = new_gradients(grad_weights, x, w1, w2, wanted);
+  const auto& [grad_x, grad_w1, grad_w2, grad_a] = gradients;
+  if (!x.device().is_cpu()) {
+    eager::backward(grad_weights, x, w1, w2, z, inverse_rms, gelu, wanted, gradients);
+    return gradients;
+  }
+  const at::Tensor rows = by_token(grad_weights.to(statistics_of(x))).contiguous();
+  const at::Tensor dense_x = x.contiguous();
+  const at::Tensor dense_w1 = w1.contiguous();
+  const at::Tensor dense_w2 = w2.contiguous();
+  const at::Tensor dense_z = z.contiguous();
+  const at::Tensor dense_inverse = inverse_rms.contiguous();
+  constexpr double kUnused = 1.0;  // inverse_rms has eps in it
+  kernels::connection_weights_backward(
+      problem_of(dense_x, dense_w1, dense_w2, kUnused, gelu),
+      {dense_z.const_data_ptr(), dense_inverse.const_data_ptr(), rows.const_data_ptr(),
+       data_of(grad_x, wanted[0]), false, data_of(grad_w1, wanted[1]), data_of(grad_w2, wanted[2]),
+       data_of(grad_a, wanted[3])},
+      kernels::gemm, torch_executor());
+  return gradients;
+}
+
+Results forward_meta(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                     const at::Tensor& a, double eps, c10::string_view gelu) {
+  depth::check_generator(kForward, x, w1, w2, a);
+  depth::check_eps(kForward, eps);
+  depth::gelu_form(kForward, gelu);
+  return new_results(x, w1, a);
+}
+
+Gradients backward_meta(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+                        const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms,
+                        c10::string_view gelu, Wanted wanted) {
+  check_backward(grad_weights, x, w1, w2, z, inverse_rms);
+  depth::gelu_form(kBackward, gelu);
+  return new_gradients(grad_weights, x, w1, w2, wanted);
+}
+
+Results call_forward(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                     const at::Tensor& a, double eps, c10::string_view gelu) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("paperlab::connection_weights", "")
+                             .typed<decltype(forward_any)>();
+  return op.call(x, w1, w2, a, eps, gelu);
+}
+
+Gradients call_backward(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+                        const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms,
+                        c10::string_view gelu, Wanted wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("paperlab::connection_weights_backward", "")
+                             .typed<decltype(backward_any)>();
+  return op.call(grad_weights, x, w1, w2, z, inverse_rms, gelu, wanted);
+}
+
+class ConnectionWeights : public torch::autograd::Function<ConnectionWeights> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
+                                                const at::Tensor& x, const at::Tensor& w1,
+                                                const at::Tensor& w2, const at::Tensor& a,
+                                                double eps, const std::string& gelu) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [weights, z, inverse_rms] = call_forward(x, w1, w2, a, eps, gelu);
+    context->save_for_backward({x, w1, w2, z, inverse_rms});
+    context->saved_data["gelu"] = gelu;
+    context->mark_non_differentiable({z, inverse_rms});
+    return {weights, z, inverse_rms};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Wanted wanted = {context->needs_input_grad(0), context->needs_input_grad(1),
+                           context->needs_input_grad(2), context->needs_input_grad(3)};
+    const auto [grad_x, grad_w1, grad_w2, grad_a] =
+        call_backward(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
+                      context->saved_data["gelu"].toStringView(), wanted);
+    torch::autograd::variable_list results = {grad_x, grad_w1, grad_w2, grad_a};
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      results[i] = wanted[i] ? results[i] : at::Tensor();
+    }
+    results.resize(6);
+    return results;
+  }
+};
+
+Results forward_autograd(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                         const at::Tensor& a, double eps, c10::string_view gelu) {
+  depth::check_generator(kForward, x, w1, w2, a);  // apply asks for sizes
+  const bool needs_grad =
+      x.requires_grad() || w1.requires_grad() || w2.requires_grad() || a.requires_grad();
+  if (!at::GradMode::is_enabled() || !needs_grad) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(x, w1, w2, a, eps, gelu);
+  }
+  const auto results = ConnectionWeights::apply(x, w1, w2, a, eps, std::string(gelu));
+  return {results[0], results[1], results[2]};
+}
+
+}  // namespace
+
+at::Tensor connection_weights(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                              const at::Tensor& a, const ConnectionWeightsOptions& options) {
+  TORCH_CHECK_VALUE(x.defined() && w1.defined() && w2.defined() && a.defined(), kForward,
+                    ": x, w1, w2 and a must be tensors");
+  return std::get<0>(call_forward(x, w1, w2, a, options.eps,
+                                  c10::string_view(options.gelu.data(), options.gelu.size())));
+}
+
+TORCH_LIBRARY_FRAGMENT(paperlab, m) {
+  m.def(
+      "connection_weights(Tensor x, Tensor w1, Tensor w2, Tensor a, float eps=1e-06, "
+      "str gelu=\"exact\") -> (Tensor weights, Tensor z, Tensor inverse_rms)");
+  m.def(
+      "connection_weights_backward(Tensor grad_weights, Tensor x, Tensor w1, Tensor w2, Tensor z, "
+      "Tensor inverse_rms, str gelu=\"exact\", bool[4] wanted=[True, True, True, True]) "
+      "-> (Tensor grad_x, Tensor grad_w1, Tensor grad_w2, Tensor grad_a)");
+}
+
+// Every device.
+TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
+  m.impl("connection_weights", forward_any);
+  m.impl("connection_weights_backward", backward_any);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
+  m.impl("connection_weights", forward_meta);
+  m.impl("connection_weights_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
+  m.impl("connection_weights", forward_autograd);
+  m.impl("connection_weights_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace paperlab::ops

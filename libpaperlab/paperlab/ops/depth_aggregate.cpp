@@ -1,0 +1,264 @@
+#include "paperlab/ops/depth_aggregate.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/einsum.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+#include <vector>
+
+#include "kernels/depth_aggregate/depth_aggregate.h"
+#include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
+#include "paperlab/ops/parallel_bridge.h"
+
+namespace paperlab::ops {
+namespace {
+
+using depth::statistics_of;
+
+using Gradients = std::tuple<at::Tensor, at::Tensor>;
+using Wanted = std::array<bool, 2>;  // gradients of states, weights
+
+constexpr char kForward[] = "depth_aggregate";
+constexpr char kBackward[] = "depth_aggregate_backward";
+
+void check_arguments(const char* function, const at::Tensor& states, const at::Tensor& weights) {
+  depth::check_floating(function, "states", states);
+  TORCH_CHECK_VALUE(states.dim() == 4 && states.sym_size(0) >= 1 && states.sym_size(3) >= 1,
+                    function, ": states must be [J, B, T, D] with J, D >= 1, got ",
+                    states.sym_sizes());
+  depth::check_like(function, "weights", weights, "states", states);
+  const auto sizes = states.sym_sizes();
+  TORCH_CHECK_VALUE(weights.dim() == 4 && weights.sym_size(0) >= 1 &&
+                        weights.sym_size(1) == sizes[1] && weights.sym_size(2) == sizes[2] &&
+                        weights.sym_size(3) == sizes[0],
+                    function, ": weights must be [C, ", sizes[1], ", ", sizes[2], ", ", sizes[0],
+                    "] with C >= 1, got ", weights.sym_sizes());
+}
+
+void check_backward(const at::Tensor& grad_out, const at::Tensor& states,
+                    const at::Tensor& weights) {
+  check_arguments(kBackward, states, weights);
+  depth::check_like(kBackward, "grad_out", grad_out, "states", states);
+  depth::check_sizes(
+      kBackward, "grad_out", grad_out,
+      {weights.sym_size(0), states.sym_size(1), states.sym_size(2), states.sym_size(3)});
+}
+
+at::Tensor new_result(const at::Tensor& states, const at::Tensor& weights) {
+  return at::empty_symint(
+      {weights.sym_size(0), states.sym_size(1), states.sym_size(2), states.sym_size(3)},
+      states.options());
+}
+
+// What is not wanted is empty.
+Gradients new_gradients(const at::Tensor& states, const at::Tensor& weights, const Wanted& wanted) {
+  const auto make = [&states](bool is_wanted, c10::SymIntArrayRef sizes) {
+    return is_wanted ? at::empty_symint(sizes, states.options()) : at::empty({0}, states.options());
+  };
+  return {make(wanted[0], states.sym_sizes()), make(wanted[1], weights.sym_sizes())};
+}
+
+// The same from LibTorch's operators, for devices without a kernel of ours.
+namespace eager {
+
+at::Tensor forward(const at::Tensor& states, const at::Tensor& weights) {
+  const auto dtype = statistics_of(states);
+  return at::einsum("cbtj,jbtd->cbtd", {weights.to(dtype), states.to(dtype)})
+      .to(states.scalar_type())
+      .contiguous();
+}
+
+void backward(const at::Tensor& grad_out, const at::Tensor& states, const at::Tensor& weights,
+              const Wanted& wanted, const Gradients& gradients) {
+  const auto dtype = statistics_of(states);
+  const at::Tensor grad = grad_out.to(dtype);
+  if (wanted[0]) {
+    std::get<0>(gradients).copy_(at::einsum("cbtj,cbtd->jbtd", {weights.to(dtype), grad}));
+  }
+  if (wanted[1]) {
+    std::get<1>(gradients).copy_(at::einsum("cbtd,jbtd->cbtj", {grad, states.to(dtype)}));
+  }
+}
+
+}  // namespace eager
+
+// States as the kernel reads them: each contiguous, wherever it lies.
+at::Tensor readable(const at::Tensor& states) {
+  return states.select(0, 0).is_contiguous() ? states : states.contiguous();
+}
+
+// The tensors x[0], x[1], ... by where they begin.
+std::vector<const void*> parts_of(const at::Tensor& x) {
+  const auto* bytes = static_cast<const char*>(x.const_data_ptr());
+  std::vector<const void*> parts;
+  for (std::int64_t i = 0; i < x.size(0); ++i) {
+    parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
+  }
+  return parts;
+}
+
+std::vector<void*> mutable_parts_of(const at::Tensor& x) {
+  auto* bytes = static_cast<char*>(x.mutable_data_ptr());
+  std::vector<void*> parts;
+  for (std::int64_t i = 0; i < x.size(0); ++i) {
+    parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
+  }
+  return parts;
+}
+
+// `weights` are contiguous.
+kernels::DepthAggregate problem_of(const std::vector<const void*>& sources,
+                                   const at::Tensor& states, const at::Tensor& weights) {
+  const std::int64_t num_tokens = states.size(1) * states.size(2);
+  return {kernel_dtype(states),     num_tokens,
+          states.size(3),           states.size(0),
+          weights.size(0),          sources.data(),
+          weights.const_data_ptr(), kernel_dtype(weights),
+          states.size(0),           num_tokens * states.size(0)};
+}
+
+at::Tensor forward_any(const at::Tensor& states, const at::Tensor& weights) {
+  check_arguments(kForward, states, weights);
+  if (!states.device().is_cpu()) {
+    return eager::forward(states, weights);
+  }
+  at::Tensor out = new_result(states, weights);
+  if (out.numel() > 0) {
+    const at::Tensor dense = readable(states);
+    const at::Tensor dense_weights = weights.contiguous();
+    const std::vector<const void*> sources = parts_of(dense);
+    const std::vector<void*> streams = mutable_parts_of(out);
+    kernels::depth_aggregate(problem_of(sources, dense, dense_weights), streams.data(),
+                             torch_executor());
+  }
+  return out;
+}
+
+// The gradients of float32 and bfloat16 weights are float32.
+at::Tensor backward_cpu(const at::Tensor& grad_out, const at::Tensor& states,
+                        const at::Tensor& weights, const Wanted& wanted,
+                        const at::Tensor& grad_states) {
+  const at::Tensor dense = readable(states);
+  const at::Tensor dense_weights = weights.contiguous();
+  const at::Tensor dense_grad = readable(grad_out);
+  const at::Tensor sums =
+      wanted[1] ? at::empty(weights.sizes(), weights.options().dtype(statistics_of(states)))
+                : at::Tensor();
+  const std::vector<const void*> sources = parts_of(dense);
+  const std::vector<const void*> streams = parts_of(dense_grad);
+  const std::vector<void*> grad_sources =
+      wanted[0] ? mutable_parts_of(grad_states) : std::vector<void*>(sources.size());
+  kernels::depth_aggregate_backward(
+      problem_of(sources, dense, dense_weights),
+      {streams.data(), grad_sources.data(), 0, wanted[1] ? sums.mutable_data_ptr() : nullptr},
+      torch_executor());
+  return sums;
+}
+
+Gradients backward_any(const at::Tensor& grad_out, const at::Tensor& states,
+                       const at::Tensor& weights, Wanted wanted) {
+  check_backward(grad_out, states, weights);
+  Gradients gradients = new_gradients(states, weights, wanted);
+  if (!states.device().is_cpu()) {
+    eager::backward(grad_out, states, weights, wanted, gradients);
+  } else if (grad_out.numel() > 0) {
+    const at::Tensor sums = backward_cpu(grad_out, states, weights, wanted, std::get<0>(gradients));
+    if (wanted[1]) {
+      std::get<1>(gradients) = sums.to(weights.scalar_type());
+    }
+  }
+  return gradients;
+}
+
+at::Tensor forward_meta(const at::Tensor& states, const at::Tensor& weights) {
+  check_arguments(kForward, states, weights);
+  return new_result(states, weights);
+}
+
+Gradients backward_meta(const at::Tensor& grad_out, const at::Tensor& states,
+                        const at::Tensor& weights, Wanted wanted) {
+  check_backward(grad_out, states, weights);
+  return new_gradients(states, weights, wanted);
+}
+
+at::Tensor call_forward(const at::Tensor& states, const at::Tensor& weights) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("paperlab::depth_aggregate", "")
+                             .typed<decltype(forward_any)>();
+  return op.call(states, weights);
+}
+
+Gradients call_backward(const at::Tensor& grad_out, const at::Tensor& states,
+                        const at::Tensor& weights, Wanted wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("paperlab::depth_aggregate_backward", "")
+                             .typed<decltype(backward_any)>();
+  return op.call(grad_out, states, weights, wanted);
+}
+
+class DepthAggregate : public torch::autograd::Function<DepthAggregate> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& states,
+                            const at::Tensor& weights) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({states, weights});
+    return call_forward(states, weights);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    const Wanted wanted = {context->needs_input_grad(0), context->needs_input_grad(1)};
+    const auto [grad_states, grad_weights] = call_backward(grads[0], saved[0], saved[1], wanted);
+    return {wanted[0] ? grad_states : at::Tensor(), wanted[1] ? grad_weights : at::Tensor()};
+  }
+};
+
+at::Tensor forward_autograd(const at::Tensor& states, const at::Tensor& weights) {
+  check_arguments(kForward, states, weights);  // apply asks for sizes
+  if (!at::GradMode::is_enabled() || !(states.requires_grad() || weights.requires_grad())) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(states, weights);
+  }
+  return DepthAggregate::apply(states, weights);
+}
+
+}  // namespace
+
+at::Tensor depth_aggregate(const at::Tensor& states, const at::Tensor& weights) {
+  TORCH_CHECK_VALUE(states.defined() && weights.defined(), kForward,
+                    ": states and weights must be tensors");
+  return call_forward(states, weights);
+}
+
+TORCH_LIBRARY_FRAGMENT(paperlab, m) {
+  m.def("depth_aggregate(Tensor states, Tensor weights) -> Tensor");
+  m.def(
+      "depth_aggregate_backward(Tensor grad_out, Tensor states, Tensor weights, "
+      "bool[2] wanted=[True, True]) -> (Tensor grad_states, Tensor grad_weights)");
+}
+
+// Every device.
+TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
+  m.impl("depth_aggregate", forward_any);
+  m.impl("depth_aggregate_backward", backward_any);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
+  m.impl("depth_aggregate", forward_meta);
+  m.impl("depth_aggregate_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
+  m.impl("depth_aggregate", forward_autograd);
+  m.impl("depth_aggregate_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace paperlab::ops

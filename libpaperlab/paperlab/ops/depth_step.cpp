@@ -1,0 +1,600 @@
+// A step is one node of the autograd graph, chained to the next by `link`: a tensor of the shape of
+// the states so far whose gradient is the buffer of theirs. Step i's backward pass gets it from
+// step i + 1 (the last one makes it), adds what its streams send, and hands states 0..i-1 on as a
+// view. Nobody but these nodes sees the link, so its gradient has one writer at a time; autograd
+// itself never adds in place to memory that others hold.
+
+#include "paperlab/ops/depth_step.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "kernels/depth_aggregate/depth_aggregate.h"
+#include "kernels/gemm/gemm.h"
+#include "paperlab/ops/connection_weights.h"
+#include "paperlab/ops/depth_aggregate.h"
+#include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
+#include "paperlab/ops/parallel_bridge.h"
+
+namespace paperlab::ops {
+namespace {
+
+using depth::statistics_of;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr char kFunction[] = "DepthStates::push";
+
+// A step without its tensors.
+struct Step {
+  std::int64_t slot = 0;              // i
+  std::int64_t first = 0;             // states from here on have gradients
+  std::vector<std::int64_t> sources;  // J, or none: no streams
+  std::int64_t num_ways = 0;          // C
+  double eps = 1e-6;
+  kernels::GeluForm gelu = kernels::GeluForm::kExact;
+
+  std::int64_t num_sources() const { return static_cast<std::int64_t>(sources.size()); }
+};
+
+Step step_of(std::int64_t slot, std::int64_t first, const DepthWeights& weights,
+             at::IntArrayRef sources) {
+  const bool has_streams = weights.bias.defined();
+  return {slot,
+          first,
+          has_streams ? sources.vec() : std::vector<std::int64_t>(),
+          has_streams ? weights.bias.size(0) : 0,
+          weights.eps,
+          depth::gelu_form(kFunction, {weights.gelu.data(), weights.gelu.size()})};
+}
+
+// The parameters as the kernel reads them, and what the forward pass leaves for the backward pass.
+struct Generated {
+  at::Tensor w1;           // [D, K], or not defined
+  at::Tensor w2;           // [K, C J], likewise
+  at::Tensor weights;      // [N, C J] of statistics' type; given: the bias
+  at::Tensor z;            // [N, K]
+  at::Tensor inverse_rms;  // [N]
+
+  bool is_given() const { return !w1.defined(); }
+};
+
+at::Tensor dense(const at::Tensor& x) { return x.defined() ? x.contiguous() : x; }
+
+template <class Byte>
+Byte* moved(Byte* data, const at::Tensor& slots, std::int64_t slot) {
+  return data + slot * slots.stride(0) * static_cast<std::int64_t>(slots.element_size());
+}
+
+const void* slot_of(const at::Tensor& slots, std::int64_t slot) {
+  return moved(static_cast<const char*>(slots.const_data_ptr()), slots, slot);
+}
+
+void* mutable_slot_of(const at::Tensor& slots, std::int64_t slot) {
+  return moved(static_cast<char*>(slots.mutable_data_ptr()), slots, slot);
+}
+
+const void* data_of(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
+void* mutable_data_of(const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; }
+
+// The kernel's problem and the pointers that it holds on to.
+class Problem {
+ public:
+  // slots [>= i+1, B, T, D]
+  Problem(const Step& step, const at::Tensor& slots, const Generated& generated) {
+    for (const std::int64_t source : step.sources) {
+      sources_.push_back(slot_of(slots, source));
+    }
+    const std::int64_t num_tokens = slots.size(1) * slots.size(2);
+    const std::int64_t num_weights = step.num_ways * step.num_sources();
+    const at::Tensor& weights = generated.weights;
+    const bool is_static = generated.is_given() && weights.dim() == 2;
+    const bool is_by_way = generated.is_given() && weights.dim() == 4;
+    step_.aggregate = {kernel_dtype(slots),
+                       num_tokens,
+                       slots.size(3),
+                       step.num_sources(),
+                       step.num_ways,
+                       sources_.data(),
+                       weights.const_data_ptr(),
+                       kernel_dtype(weights),
+                       is_static   ? 0
+                       : is_by_way ? step.num_sources()
+                                   : num_weights,
+                       is_by_way ? num_tokens * step.num_sources() : step.num_sources()};
+    step_.generator.dtype = kernel_dtype(slots);
+    step_.generator.num_tokens = num_tokens;
+    step_.generator.width = slots.size(3);
+    step_.generator.num_weights = num_weights;
+    if (!generated.is_given()) {
+      step_.generator.hidden_size = generated.w1.size(1);
+      step_.generator.eps = step.eps;
+      step_.generator.gelu = step.gelu;
+      step_.generator.x = sources_.back();
+      step_.generator.w1 = generated.w1.const_data_ptr();
+      step_.generator.w2 = generated.w2.const_data_ptr();
+    }
+  }
+
+  kernels::DepthStep& operator*() { return step_; }
+  kernels::DepthStep* operator->() { return &step_; }
+
+ private:
+  std::vector<const void*> sources_;
+  kernels::DepthStep step_;
+};
+
+void write_newest(const at::Tensor& slot, const at::Tensor& base, const at::Tensor& delta) {
+  if (delta.defined()) {
+    at::Tensor out = slot;
+    at::add_out(out, base, delta);
+  } else {
+    slot.copy_(base);
+  }
+}
+
+Generated new_generated(const Step& step, const at::Tensor& slots, const at::Tensor& w1,
+                        const at::Tensor& w2, const at::Tensor& bias) {
+  if (!w1.defined()) {
+    return {{}, {}, bias.contiguous(), {}, {}};
+  }
+  const auto statistics = slots.options().dtype(statistics_of(slots));
+  const std::int64_t num_tokens = slots.size(1) * slots.size(2);
+  return {w1.contiguous(), w2.contiguous(),
+          at::empty({num_tokens, step.num_ways * step.num_sources()}, statistics),
+          at::empty({num_tokens, w1.size(1)}, statistics), at::empty({num_tokens}, statistics)};
+}
+
+struct Computed {
+  std::vector<at::Tensor> streams;
+  Generated generated;
+};
+
+// Writes X_i into its slot and makes its streams.
+Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& base,
+                 const at::Tensor& delta, const at::Tensor& w1, const at::Tensor& w2,
+                 const at::Tensor& bias) {
+  const at::Tensor newest = slots.select(0, step.slot);
+  if (step.sources.empty()) {
+    write_newest(newest, base, delta);
+    return {};
+  }
+  Computed computed = {{}, new_generated(step, slots, w1, w2, bias)};
+  std::vector<void*> streams;
+  for (std::int64_t way = 0; way < step.num_ways; ++way) {
+    computed.streams.push_back(at::empty(newest.sizes(), newest.options()));
+    streams.push_back(computed.streams.back().mutable_data_ptr());
+  }
+  if (newest.numel() == 0) {
+    return computed;
+  }
+  const Generated& generated = computed.generated;
+  const at::Tensor dense_base = base.contiguous();
+  const at::Tensor dense_delta = dense(delta);
+  const at::Tensor dense_bias = bias.contiguous();
+  Problem problem(step, slots, generated);
+  problem->generator.bias = dense_bias.const_data_ptr();
+  if (delta.defined()) {
+    problem->base = dense_base.const_data_ptr();
+    problem->delta = dense_delta.const_data_ptr();
+    problem->newest = newest.mutable_data_ptr();
+  } else {
+    newest.copy_(base);
+  }
+  void* weights = generated.is_given() ? nullptr : generated.weights.mutable_data_ptr();
+  kernels::depth_step(
+      *problem, {weights, mutable_data_of(generated.z), mutable_data_of(generated.inverse_rms)},
+      streams.data(), kernels::gemm, torch_executor());
+  return computed;
+}
+
+// Gradients of w1, w2 and the bias; not defined: not wanted.
+struct ParameterGradients {
+  at::Tensor w1;
+  at::Tensor w2;
+  at::Tensor bias;
+};
+
+struct StreamGradients {
+  std::vector<at::Tensor> tensors;  // contiguous; not defined: zeros
+  std::vector<const void*> data;
+
+  explicit StreamGradients(at::ArrayRef<at::Tensor> grads) {
+    for (const at::Tensor& grad : grads) {
+      tensors.push_back(dense(grad));
+      data.push_back(data_of(tensors.back()));
+    }
+  }
+
+  bool is_any() const {
+    return std::any_of(data.begin(), data.end(), [](const void* at) { return at != nullptr; });
+  }
+};
+
+// Where the gradients of the sources go: slots of `gradients`, from state `first` on; others are
+// not wanted.
+std::vector<void*> gradient_slots(const Step& step, const at::Tensor& gradients) {
+  std::vector<void*> slots;
+  for (const std::int64_t source : step.sources) {
+    slots.push_back(source >= step.first ? mutable_slot_of(gradients, source - step.first)
+                                         : nullptr);
+  }
+  return slots;
+}
+
+void backward_given(Problem& problem, kernels::DepthAggregateGradients gradients,
+                    ParameterGradients& parameters) {
+  gradients.grad_weights = mutable_data_of(parameters.bias);
+  kernels::depth_aggregate_backward(problem->aggregate, gradients, torch_executor());
+}
+
+void backward_generated(Problem& problem, const Generated& generated,
+                        kernels::DepthAggregateGradients gradients,
+                        const ParameterGradients& parameters) {
+  const at::Tensor grad_weights = at::empty(generated.weights.sizes(), generated.weights.options());
+  gradients.grad_weights = grad_weights.mutable_data_ptr();
+  kernels::ConnectionWeightsGradients generator;
+  generator.z = generated.z.const_data_ptr();
+  generator.inverse_rms = generated.inverse_rms.const_data_ptr();
+  generator.grad_w1 = mutable_data_of(parameters.w1);
+  generator.grad_w2 = mutable_data_of(parameters.w2);
+  generator.grad_bias = mutable_data_of(parameters.bias);
+  kernels::depth_step_backward(*problem, {gradients, generator}, kernels::gemm, torch_executor());
+}
+
+// Adds to `gradients` of states first..i, or overwrites them, what the streams send them.
+void compute_backward(const Step& step, const at::Tensor& slots, const Generated& generated,
+                      const StreamGradients& streams, const at::Tensor& gradients, bool adds,
+                      ParameterGradients& parameters) {
+  const std::vector<void*> grad_sources = gradient_slots(step, gradients);
+  Problem problem(step, slots, generated);
+  kernels::DepthAggregateGradients of_sum;
+  of_sum.grad_out = streams.data.data();
+  of_sum.grad_sources = grad_sources.data();
+  of_sum.num_added = adds ? step.num_sources() : 0;
+  if (generated.is_given()) {
+    backward_given(problem, of_sum, parameters);
+  } else {
+    backward_generated(problem, generated, of_sum, parameters);
+  }
+}
+
+// Zeros in the slots that no source fills.
+void clear_unread(const Step& step, const at::Tensor& gradients) {
+  for (std::int64_t state = step.first; state <= step.slot; ++state) {
+    if (!std::binary_search(step.sources.begin(), step.sources.end(), state)) {
+      gradients.select(0, state - step.first).zero_();
+    }
+  }
+}
+
+// A tensor of that shape without numbers.
+at::Tensor new_link(const at::Tensor& slots, std::int64_t num_states) {
+  return at::empty({1}, slots.options())
+      .expand({num_states, slots.size(1), slots.size(2), slots.size(3)});
+}
+
+// Results of a backward pass that is recorded: a derivative of them would pass through an error.
+void refuse_second_derivative(variable_list& results) {
+  const auto node = torch::autograd::get_current_node();
+  const auto error = std::make_shared<torch::autograd::Error>(
+      "DepthStates: differentiable once", torch::autograd::edge_list(node->next_edges()));
+  for (at::Tensor& result : results) {
+    if (result.defined()) {
+      result = result.tensor_data();
+      torch::autograd::set_history(result, error);
+    }
+  }
+}
+
+// X_0 -> the first link.
+class Start : public torch::autograd::Function<Start> {
+ public:
+  static at::Tensor forward(AutogradContext* /*context*/, const at::Tensor& first,
+                            const at::Tensor& buffer) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    buffer.select(0, 0).copy_(first);
+    return new_link(buffer, 1);
+  }
+
+  static variable_list backward(AutogradContext* /*context*/, const variable_list& grads) {
+    variable_list results = {grads[0].select(0, 0)};
+    results.resize(2);
+    return results;
+  }
+};
+
+class Push : public torch::autograd::Function<Push> {
+  using Input = std::optional<at::Tensor>;  // autograd takes no tensor that is not defined
+
+ public:
+  // Returns the newest state, the streams and, if a state has a gradient, the link.
+  static variable_list forward(AutogradContext* context, const Input& link, const Input& base,
+                               const Input& delta, const Input& w1, const Input& w2,
+                               const Input& bias, const at::Tensor& buffer, const Step& step) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    Computed computed =
+        compute(step, buffer, *base, or_none(delta), or_none(w1), or_none(w2), or_none(bias));
+    save(*context, buffer, computed.generated, step);
+    save_edges(*context, {link.has_value(), base.has_value(), delta.has_value(), w1.has_value(),
+                          w2.has_value(), bias.has_value()});
+    context->saved_data["link_size"] = link.has_value() ? link->size(0) : 0;
+    variable_list results = {buffer.select(0, step.slot)};
+    results.insert(results.end(), computed.streams.begin(), computed.streams.end());
+    if (step.first <= step.slot) {
+      results.push_back(new_link(buffer, step.slot + 1 - step.first));
+    } else {
+      context->mark_non_differentiable({results[0]});
+    }
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const bool is_recorded = at::GradMode::is_enabled();
+    const at::NoGradGuard no_grad;
+    const variable_list saved = context->get_saved_variables();
+    const Step step = saved_step(*context);
+    const StreamGradients streams(at::ArrayRef<at::Tensor>(grads).slice(1, step.num_ways));
+    const bool has_link = step.first <= step.slot;
+    const at::Tensor link = has_link ? grads.back() : at::Tensor();
+    if (!streams.is_any() && !grads[0].defined() && !link.defined()) {
+      return variable_list(8);
+    }
+    const at::Tensor& slots = saved[0];
+    const at::Tensor gradients =
+        link.defined() ? link.contiguous() : new_gradients(step, slots, streams.is_any());
+    ParameterGradients parameters;
+    if (streams.is_any()) {
+      parameters = new_parameters(*context, slots, step, saved);
+      compute_backward(step, slots, {saved[1], saved[2], saved[3], saved[4], saved[5]}, streams,
+                       gradients, link.defined(), parameters);
+    }
+    variable_list results = results_of(*context, step, gradients, grads[0], parameters);
+    if (is_recorded) {
+      refuse_second_derivative(results);
+    }
+    return results;
+  }
+
+ private:
+  static at::Tensor or_none(const Input& x) { return x.value_or(at::Tensor()); }
+
+  // Autograd counts the inputs that are there.
+  static void save_edges(AutogradContext& context, std::initializer_list<bool> are_there) {
+    std::vector<std::int64_t> edges;
+    std::int64_t count = 0;
+    for (const bool is_there : are_there) {
+      edges.push_back(is_there ? count++ : -1);
+    }
+    context.saved_data["edges"] = edges;
+  }
+
+  static bool is_wanted(AutogradContext& context, std::size_t input) {
+    const std::int64_t edge = context.saved_data["edges"].toIntVector()[input];
+    return edge >= 0 && context.needs_input_grad(static_cast<std::size_t>(edge));
+  }
+
+  static void save(AutogradContext& context, const at::Tensor& buffer, const Generated& generated,
+                   const Step& step) {
+    context.set_materialize_grads(false);
+    context.save_for_backward({buffer.narrow(0, 0, step.slot + 1), generated.w1, generated.w2,
+                               generated.weights, generated.z, generated.inverse_rms});
+    context.saved_data["slot"] = step.slot;
+    context.saved_data["first"] = step.first;
+    context.saved_data["sources"] = step.sources;
+    context.saved_data["num_ways"] = step.num_ways;
+    context.saved_data["is_exact"] = step.gelu == kernels::GeluForm::kExact;
+  }
+
+  static Step saved_step(AutogradContext& context) {
+    Step step;
+    step.slot = context.saved_data["slot"].toInt();
+    step.first = context.saved_data["first"].toInt();
+    step.sources = context.saved_data["sources"].toIntVector();
+    step.num_ways = context.saved_data["num_ways"].toInt();
+    step.gelu = context.saved_data["is_exact"].toBool() ? kernels::GeluForm::kExact
+                                                        : kernels::GeluForm::kTanh;
+    return step;
+  }
+
+  // Given weights have gradients of statistics' type, which autograd casts.
+  static ParameterGradients new_parameters(AutogradContext& context, const at::Tensor& slots,
+                                           const Step& step, const variable_list& saved) {
+    const auto make = [](bool is_wanted, at::IntArrayRef sizes, const at::TensorOptions& options) {
+      return is_wanted ? at::empty(sizes, options) : at::Tensor();
+    };
+    if (!saved[1].defined()) {
+      return {{},
+              {},
+              make(is_wanted(context, 5), saved[3].sizes(),
+                   slots.options().dtype(statistics_of(slots)))};
+    }
+    return {make(is_wanted(context, 3), saved[1].sizes(), slots.options()),
+            make(is_wanted(context, 4), saved[2].sizes(), slots.options()),
+            make(is_wanted(context, 5), {step.num_ways, step.num_sources()}, slots.options())};
+  }
+
+  // Of states first..i; zeros where the streams' gradients will not be written.
+  static at::Tensor new_gradients(const Step& step, const at::Tensor& slots, bool has_streams) {
+    const std::int64_t count = std::max<std::int64_t>(0, step.slot + 1 - step.first);
+    const std::vector<std::int64_t> sizes = {count, slots.size(1), slots.size(2), slots.size(3)};
+    if (!has_streams) {
+      return at::zeros(sizes, slots.options());
+    }
+    const at::Tensor gradients = at::empty(sizes, slots.options());
+    clear_unread(step, gradients);
+    return gradients;
+  }
+
+  static variable_list results_of(AutogradContext& context, const Step& step,
+                                  const at::Tensor& gradients, const at::Tensor& grad_newest,
+                                  const ParameterGradients& parameters) {
+    variable_list results(8);
+    if (step.first <= step.slot) {
+      const std::int64_t link_size = context.saved_data["link_size"].toInt();
+      results[1] = gradients.select(0, step.slot - step.first);
+      if (grad_newest.defined()) {
+        results[1].add_(grad_newest);
+      }
+      results[0] = link_size > 0 ? gradients.narrow(0, 0, link_size) : at::Tensor();
+      results[2] = is_wanted(context, 2) ? results[1] : at::Tensor();
+    }
+    results[3] = parameters.w1;
+    results[4] = parameters.w2;
+    results[5] = parameters.bias;
+    return results;
+  }
+};
+
+std::optional<at::Tensor> input_of(const at::Tensor& x) {
+  return x.defined() ? std::optional(x) : std::nullopt;
+}
+
+bool needs_grad(const at::Tensor& x) { return x.defined() && x.requires_grad(); }
+
+void check_state(const char* function, const char* name, const at::Tensor& x,
+                 const at::Tensor& like) {
+  depth::check_like(function, name, x, "the first state", like);
+  depth::check_sizes(function, name, x, like.sym_sizes());
+}
+
+void check_given(const at::Tensor& x, const at::Tensor& bias) {
+  depth::check_like(kFunction, "bias", bias, "base", x);
+  const bool is_static = bias.dim() == 2;
+  const bool is_by_token =
+      bias.dim() == 4 && bias.size(1) == x.size(0) && bias.size(2) == x.size(1);
+  TORCH_CHECK_VALUE((is_static || is_by_token) && bias.size(0) >= 1 && bias.size(-1) >= 1,
+                    kFunction, ": bias must be [C, J] or [C, ", x.size(0), ", ", x.size(1),
+                    ", J] with C, J >= 1, got ", bias.sizes());
+}
+
+void check_sources(at::IntArrayRef sources, std::int64_t num_sources, std::int64_t newest) {
+  bool is_right = static_cast<std::int64_t>(sources.size()) == num_sources &&
+                  sources.front() >= 0 && sources.back() == newest;
+  for (std::size_t j = 1; is_right && j < sources.size(); ++j) {
+    is_right = sources[j - 1] < sources[j];
+  }
+  TORCH_CHECK_VALUE(is_right, kFunction, ": sources must be ", num_sources,
+                    " state numbers, ascending, the last of them ", newest, ", got ", sources);
+}
+
+}  // namespace
+
+DepthStates::DepthStates(std::int64_t capacity, const at::Tensor& first) : capacity_(capacity) {
+  constexpr char kThis[] = "DepthStates";
+  TORCH_CHECK_VALUE(capacity >= 1, kThis, ": capacity must be >= 1, got ", capacity);
+  TORCH_CHECK_VALUE(first.defined(), kThis, ": first must be a tensor, got none");
+  depth::check_floating(kThis, "first", first);
+  TORCH_CHECK_VALUE(first.dim() == 3 && first.size(2) >= 1, kThis,
+                    ": first must be [B, T, D] with D >= 1, got ", first.sizes());
+  if (!first.device().is_cpu()) {
+    states_.push_back(first);
+    return;
+  }
+  buffer_ = at::empty({capacity, first.size(0), first.size(1), first.size(2)}, first.options());
+  if (at::GradMode::is_enabled() && first.requires_grad()) {
+    link_ = Start::apply(first, buffer_);
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    buffer_.select(0, 0).copy_(first);
+  }
+}
+
+void DepthStates::check_push(const at::Tensor& base, const at::Tensor& delta,
+                             const DepthWeights& weights, at::IntArrayRef sources) const {
+  TORCH_CHECK_VALUE(size_ < capacity_, kFunction, ": no state is left of ", capacity_);
+  TORCH_CHECK_VALUE(base.defined(), kFunction, ": base must be a tensor, got none");
+  const at::Tensor first = buffer_.defined() ? buffer_.select(0, 0) : states_[0];
+  check_state(kFunction, "base", base, first);
+  if (delta.defined()) {
+    check_state(kFunction, "delta", delta, first);
+  }
+  const auto& [w1, w2, bias, eps, gelu] = weights;
+  TORCH_CHECK_VALUE(w1.defined() == w2.defined() && (bias.defined() || !w1.defined()), kFunction,
+                    ": w1 and w2 must come together, and with a bias");
+  depth::check_eps(kFunction, eps);
+  depth::gelu_form(kFunction, {gelu.data(), gelu.size()});
+  if (!bias.defined()) {
+    return;
+  }
+  if (w1.defined()) {
+    depth::check_generator(kFunction, base, w1, w2, bias);
+  } else {
+    check_given(base, bias);
+  }
+  check_sources(sources, bias.size(-1), size_);
+}
+
+DepthStep DepthStates::push(const at::Tensor& base, const at::Tensor& delta,
+                            const DepthWeights& weights, at::IntArrayRef sources) {
+  check_push(base, delta, weights, sources);
+  const auto& [w1, w2, bias, eps, gelu] = weights;
+  DepthStep result;
+  if (!buffer_.defined()) {
+    result = push_composed(base, delta, weights, sources);
+  } else if (at::GradMode::is_enabled() &&
+             (link_.defined() || needs_grad(base) || needs_grad(delta) || needs_grad(w1) ||
+              needs_grad(w2) || needs_grad(bias))) {
+    result = push_recorded(base, delta, weights, sources);
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    result.streams =
+        compute(step_of(size_, first_, weights, sources), buffer_, base, delta, w1, w2, bias)
+            .streams;
+    result.newest = buffer_.select(0, size_);
+  }
+  ++size_;
+  return result;
+}
+
+DepthStep DepthStates::push_recorded(const at::Tensor& base, const at::Tensor& delta,
+                                     const DepthWeights& weights, at::IntArrayRef sources) {
+  if (!link_.defined()) {  // what came before has no gradient
+    first_ = needs_grad(base) || needs_grad(delta) ? size_ : size_ + 1;
+  }
+  variable_list results = Push::apply(
+      input_of(link_), input_of(base), input_of(delta), input_of(weights.w1), input_of(weights.w2),
+      input_of(weights.bias), buffer_, step_of(size_, first_, weights, sources));
+  if (first_ <= size_) {
+    link_ = std::move(results.back());
+    results.pop_back();
+  }
+  DepthStep result = {std::move(results[0]), {}};
+  result.streams.assign(results.begin() + 1, results.end());
+  return result;
+}
+
+DepthStep DepthStates::push_composed(const at::Tensor& base, const at::Tensor& delta,
+                                     const DepthWeights& weights, at::IntArrayRef sources) {
+  const at::Tensor newest = delta.defined() ? at::add(base, delta) : base;
+  states_.push_back(newest);
+  if (!weights.bias.defined()) {
+    return {newest, {}};
+  }
+  std::vector<at::Tensor> read;
+  for (const std::int64_t source : sources) {
+    read.push_back(states_[static_cast<std::size_t>(source)]);
+  }
+  const auto& [w1, w2, bias, eps, gelu] = weights;
+  const at::Tensor made = w1.defined() ? connection_weights(newest, w1, w2, bias, {eps, gelu})
+                          : bias.dim() == 4
+                              ? bias
+                              : bias.unsqueeze(1).unsqueeze(1).expand(
+                                    {bias.size(0), newest.size(0), newest.size(1), bias.size(1)});
+  return {newest, depth_aggregate(at::stack(read), made).unbind(0)};
+}
+
+}  // namespace paperlab::ops

@@ -1,0 +1,1 @@
+#include "kernels/depth_aggregate/depth_aggregate.h"
