@@ -104,8 +104,12 @@ function(paperlab_add_paper paper)
   cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
   list(TRANSFORM ARG_SOURCES PREPEND ${paper}/)
   string(REPLACE "_" "-" name ${paper})
+  set(python bindings/python/paperlab/${paper})  # a package or a module
+  if(NOT IS_DIRECTORY ${PROJECT_SOURCE_DIR}/${python})
+    string(APPEND python .py)
+  endif()
   paperlab_require("paper ${paper}" libpaperlab/paperlab/${paper} tests/paperlab/${paper}
-    bindings/python/paperlab/${paper}.py bindings/src/${paper}.cpp experiments/${paper}/main.cpp
+    ${python} bindings/src/${paper}.cpp experiments/${paper}/main.cpp
     experiments/${paper}/config.json experiments/${paper}/README.md)
   add_executable(driver_${paper} ${paper}/main.cpp ${ARG_SOURCES})
   set_target_properties(driver_${paper} PROPERTIES OUTPUT_NAME ${name})

@@ -71,8 +71,10 @@ std::vector<Case> all_cases() {
   for (const auto& [n, k] : weights) {
     cases.push_back({"gradient of the input, float32", DType::kFloat32, 512, k, n, false, true,
                      false, 1.6, k == 256});
-    cases.push_back({"gradient of the weight, float32", DType::kFloat32, n, k, 512, true, true,
-                     false, 1.6, k == 256});
+    for (const std::int64_t m : {512, 4096}) {
+      cases.push_back({"gradient of the weight, float32", DType::kFloat32, n, k, m, true, true,
+                       false, 1.6, k == 256 && m == 512});
+    }
   }
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
     const bool is_float32 = dtype == DType::kFloat32;

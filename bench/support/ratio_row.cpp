@@ -1,7 +1,6 @@
 #include "bench/support/ratio_row.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 
 namespace paperlab::bench {
@@ -39,12 +38,6 @@ bool RatioRow::is_missed() const {
   const bool is_fast = ratio() >= target && (other_name.empty() || other_ratio() >= 1.0) &&
                        (share_target == 0.0 || share_of_roof() >= share_target);
   return !is_fast;  // also where a number is not finite
-}
-
-double seconds_of(const std::function<void()>& work) {
-  const auto begin = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 Json json_of(const RatioRow& row) {

@@ -1,7 +1,6 @@
 #pragma once
 // A row of a table that compares ours with a baseline, and with a roof of the machine.
 
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,9 +45,6 @@ struct RatioRow {
 };
 
 Json json_of(const RatioRow& row);
-
-// Wall time in seconds.
-double seconds_of(const std::function<void()>& work);
 
 // One line on stdout.
 void print(const RatioRow& row);

@@ -83,6 +83,12 @@ double median(std::vector<double> values) {
   return percentile(values, 0.5);
 }
 
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 std::vector<Timing> time_interleaved(const std::vector<Contestant>& contestants,
                                      int num_repetitions, double limit_s) {
   std::vector<Steps> steps;

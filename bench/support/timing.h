@@ -33,4 +33,7 @@ std::vector<Timing> time_interleaved(const std::vector<Contestant>& contestants,
 
 double median(std::vector<double> values);
 
+// Wall time.
+double seconds_of(const std::function<void()>& work);
+
 }  // namespace paperlab::bench

@@ -1,5 +1,6 @@
 // The counting of paperlab.mudd.
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstdint>
 #include <optional>
@@ -13,10 +14,12 @@ namespace {
 
 namespace py = pybind11;
 
-py::dict complexity(std::int64_t num_layers, std::int64_t d_model, std::int64_t seq_len,
-                    std::optional<std::int64_t> num_heads) {
+using Counts = py::typing::Dict<py::str, py::typing::Union<py::int_, py::float_>>;
+
+Counts complexity(std::int64_t num_layers, std::int64_t d_model, std::int64_t seq_len,
+                  std::optional<std::int64_t> num_heads) {
   const mudd::Complexity counted = mudd::complexity(num_layers, d_model, seq_len, num_heads);
-  py::dict result;
+  Counts result;
   result["eta"] = counted.eta;
   result["rho"] = counted.rho;
   result["param_ratio"] = counted.param_ratio;

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -105,23 +106,24 @@ nn::HfDecoder new_model(const mudd::MuddConfig& config, std::uint64_t seed,
   return mudd::new_model(config, seed, type);
 }
 
-// States, weights (or None) and streams Q, K, V, R of each layer, and the logits.
-py::tuple trace(const nn::HfDecoder& model, const at::Tensor& tokens) {
-  mudd::Trace result;
-  {
-    const py::gil_scoped_release without_gil;
-    const auto published = mudd::read_published_config("config", model.directory.config);
-    result = mudd::trace(published.config, *model.decoder, tokens);
-  }
-  py::list weights;
+using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// States, weights (or None), streams Q, K, V, R of each layer, logits.
+std::tuple<std::vector<at::Tensor>, std::vector<std::optional<at::Tensor>>,
+           std::vector<FourTensors>, at::Tensor>
+trace(const nn::HfDecoder& model, const at::Tensor& tokens) {
+  const auto published = mudd::read_published_config("config", model.directory.config);
+  mudd::Trace result = mudd::trace(published.config, *model.decoder, tokens);
+  std::vector<std::optional<at::Tensor>> weights;
   for (const at::Tensor& value : result.weights) {
-    weights.append(value.defined() ? py::cast(value) : py::none());
+    weights.push_back(value.defined() ? std::optional(value) : std::nullopt);
   }
-  py::list streams;
+  std::vector<FourTensors> streams;
   for (const mudd::Streams& of : result.streams) {
-    streams.append(py::make_tuple(of.query, of.key, of.value, of.residual));
+    streams.emplace_back(of.query, of.key, of.value, of.residual);
   }
-  return py::make_tuple(result.states, weights, streams, result.logits);
+  return {std::move(result.states), std::move(weights), std::move(streams),
+          std::move(result.logits)};
 }
 
 }  // namespace
@@ -132,7 +134,8 @@ void register_mudd_model(py::module_& m) {
   m.def("load_mudd", &load, py::arg("directory"), py::arg("dtype"));
   m.def("mudd_of_tensors", &of_tensors, py::arg("directory"), py::arg("source"), py::arg("names"),
         py::arg("values"), py::arg("dtype"));
-  m.def("trace_mudd", &trace, py::arg("model"), py::arg("tokens"));
+  m.def("trace_mudd", &trace, py::arg("model"), py::arg("tokens"),
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace paperlab::bindings

@@ -53,6 +53,7 @@ struct Run::State {
   std::map<std::string, std::string> left_out;  ///< Row to why, a sentence.
   bool is_declaring = false;                    // rows say their names and are not run
   bool started_one = false;
+  bool started_part = false;
   bool hit_limit = false;
 
   bool is_done(const std::string& name) const { return result.rows_s.count(name) == 1; }
@@ -64,6 +65,9 @@ struct Run::State {
 namespace {
 
 using State = Run::State;
+
+/// Thrown by a part of a row that would pass the limit.
+struct LimitReached {};
 
 Json describe_environment(const State& state) {
   const BuildInfo& build = build_info();
@@ -253,36 +257,51 @@ void print_claims(State& state) {
   }
 }
 
+bool is_within_limit(const State& state, double expected_s) {
+  const double elapsed = std::chrono::duration<double>(Clock::now() - state.begin).count();
+  return state.options.limit_s == 0 || elapsed + expected_s <= state.options.limit_s;
+}
+
+void stop_at_limit(State& state, const std::string& where) {
+  if (!state.hit_limit) {
+    state.progress.say(state.result.paper + ": stops " + where + " to stay within " +
+                       format_duration(state.options.limit_s) +
+                       "; the same command goes on from here");
+  }
+  state.hit_limit = true;
+}
+
 /// Whether a row may start under --limit. The first one always may, so that each call gets on.
 bool fits_limit(State& state, const std::string& name) {
-  const double elapsed = std::chrono::duration<double>(Clock::now() - state.begin).count();
-  const double limit = state.options.limit_s;
-  const bool fits = limit == 0 || elapsed + state.config.row_seconds(name) <= limit;
+  const bool fits = is_within_limit(state, state.config.row_seconds(name));
   if (state.hit_limit || (!fits && state.started_one)) {
-    if (!state.hit_limit) {
-      state.progress.say(state.result.paper + ": stops before row " + name + " to stay within " +
-                         format_duration(limit) + "; the same command goes on from here");
-    }
-    state.hit_limit = true;
+    stop_at_limit(state, "before row " + name);
     return false;
   }
   state.started_one = true;
   return true;
 }
 
-/// Runs `body` with `state.row` set; what it records is in `state.staged` afterwards.
-void run_body(State& state, const std::string& name, const std::function<void()>& body) {
+/// Runs `body` with `state.row` set; what it records is in `state.staged` afterwards. False if it
+/// has stopped at the limit.
+bool run_body(State& state, const std::string& name, const std::function<void()>& body) {
   state.staged = {};
   state.row = name;
   state.progress.begin(name);
   try {
     body();
+  } catch (const LimitReached&) {
+    state.row.reset();
+    state.progress.abandon();
+    stop_at_limit(state, "within row " + name);
+    return false;
   } catch (const std::exception& error) {
     state.row.reset();
     state.progress.abandon();
     throw Error("row " + name + ": " + error.what());
   }
   state.row.reset();
+  return true;
 }
 
 void require_row(const State& state, const char* call, const std::string& name) {
@@ -372,7 +391,9 @@ void Run::row(const std::string& name, const std::function<void()>& body) {
       !fits_limit(state_, name)) {
     return;
   }
-  run_body(state_, name, body);
+  if (!run_body(state_, name, body)) {
+    return;
+  }
   state_.result.records.merge(state_.staged);
   state_.result.rows_s[name] = state_.progress.end();
   write_result(state_);
@@ -411,6 +432,14 @@ void Run::keep() {
   state_.result.records.merge(state_.staged);
   state_.staged = {};
   write_result(state_);
+}
+
+void Run::begin_part(double expected_s) {
+  require_row(state_, "begin_part", "");
+  if (state_.started_part && !is_within_limit(state_, expected_s)) {
+    throw LimitReached();
+  }
+  state_.started_part = true;
 }
 
 std::optional<double> Run::find(const std::string& scalar) const {

@@ -62,6 +62,9 @@ class Run {
   /// Writes what the row has recorded so far, which counts from now on. After an interruption the
   /// body runs from its beginning: `find` tells what it need not do again, nor record twice.
   void keep();
+  /// Ends this call's work if the next part of the row, `expected_s` long, would pass --limit; the
+  /// row is then unfinished. A call's first part always may begin, so that each call gets on.
+  void begin_part(double expected_s);
   /// A scalar that this row or one before has recorded, NaN if it was not finite; else nothing.
   std::optional<double> find(const std::string& scalar) const;
   /// The same, finite. \throws ValueError if there is none.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -67,6 +66,12 @@ void apply_suffix(const Config& config, std::string& method, lib::MuddConfig& mo
   }
 }
 
+template <class T>
+bool are_different(std::vector<T> values) {
+  std::sort(values.begin(), values.end());
+  return !values.empty() && std::adjacent_find(values.begin(), values.end()) == values.end();
+}
+
 std::string key(const std::string& job, const std::string& what) { return job + ": " + what; }
 
 void record(Run& run, const Job& job, const Outcome& outcome) {
@@ -81,6 +86,27 @@ void record(Run& run, const Job& job, const Outcome& outcome) {
 }
 
 }  // namespace
+
+void Config::validate() const {
+  const auto check = [](bool holds, const char* required, const std::string& got) {
+    require<ValueError>(holds, "mudd", required, got);
+  };
+  for (const auto& [name, value] :
+       {std::pair("seq_len", seq_len), std::pair("batch_size", batch_size),
+        std::pair("num_steps", num_steps), std::pair("record_every", record_every),
+        std::pair("validation_windows", validation_windows)}) {
+    check(value >= 1, (std::string(name) + " must be >= 1").c_str(), std::to_string(value));
+  }
+  check(!domains.empty(), "domains must name at least one", "none");
+  check(device == "cpu" || device == "cuda", "device must be cpu or cuda", device);
+  check(dtype == "float32" || dtype == "float64" || dtype == "bfloat16",
+        "dtype must be float32, float64 or bfloat16", dtype);
+  check(are_different(learning_rates), "learning_rates must be different numbers", "others");
+  check(are_different(seeds), "seeds must be different numbers", "others");
+  check(fig3_layers.size() == fig3_widths.size(), "as many fig3_layers as fig3_widths", "others");
+  check(fig4_layers.size() == fig4_widths.size(), "as many fig4_layers as fig4_widths", "others");
+  lib::check(model_config(*this, "mudd_window", {num_layers, d_model}));
+}
 
 lib::MuddConfig model_config(const Config& config, const std::string& method, Size size) {
   constexpr std::int64_t kMultiple = 8;  // of FFN widths: 8 D / 3, rounded to it
@@ -118,28 +144,55 @@ std::string fresh_name(const Config& config, const Series& series, std::uint64_t
 Trainer::Trainer(const Config& config, Run& run, std::string tokens_folder)
     : config_(config), run_(run), tokens_folder_(std::move(tokens_folder)) {}
 
-void Trainer::train(const std::vector<Job>& jobs) {
-  std::vector<Job> missing;
+std::vector<Job> Trainer::missing(const std::vector<Job>& jobs) const {
+  std::vector<Job> result;
   for (const Job& job : jobs) {
-    const bool is_new = std::none_of(missing.begin(), missing.end(),
+    const bool is_new = std::none_of(result.begin(), result.end(),
                                      [&](const Job& other) { return other.name == job.name; });
     if (is_new && !run_.find(key(job.name, kLoss))) {
-      missing.push_back(job);
+      result.push_back(job);
     }
   }
-  if (missing.empty()) {
+  return result;
+}
+
+void Trainer::plan(const std::vector<Job>& jobs) {
+  for (const Job& job : missing(jobs)) {
+    num_planned_ += job.num_steps;
+  }
+}
+
+void Trainer::train(const std::vector<Job>& jobs) {
+  plan(jobs);
+  train_planned(jobs);
+}
+
+void Trainer::train_planned(const std::vector<Job>& jobs) {
+  const std::vector<Job> todo = missing(jobs);
+  if (todo.empty()) {
     return;
   }
   const std::shared_ptr<const Text> text = open_text(config_, tokens_folder_);
-  std::vector<Outcome> outcomes(missing.size());
-  std::atomic<std::int64_t> steps = 0;
-  const std::int64_t total = std::ssize(missing) * config_.num_steps;
-  const int num_threads = config_.device == "cpu" ? run_.num_threads() : 1;
-  run_side_by_side(
-      num_threads, missing.size(),
-      [&](std::size_t i) { outcomes[i] = run_job(config_, *text, missing[i], [&] { ++steps; }); },
-      {[&](std::size_t i) { record(run_, missing[i], outcomes[i]); },
-       [&] { run_.progress(steps, total); }});
+  config_.device == "cpu" ? train_side_by_side(todo, *text) : train_one_by_one(todo, *text);
+}
+
+void Trainer::train_side_by_side(const std::vector<Job>& jobs, const Text& text) {
+  std::vector<Outcome> outcomes(jobs.size());
+  run_side_by_side(run_.num_threads(), jobs.size(),
+                   [&](std::size_t i) {
+                     outcomes[i] = run_job(config_, text, jobs[i], [this] { ++num_done_; });
+                   },
+                   {[&](std::size_t i) { record(run_, jobs[i], outcomes[i]); },
+                    [this] { run_.progress(num_done_, num_planned_); }});
+}
+
+// On a GPU, within the limit of the call.
+void Trainer::train_one_by_one(const std::vector<Job>& jobs, const Text& text) {
+  for (const Job& job : jobs) {
+    run_.begin_part(config_.run_seconds);
+    record(run_, job,
+           run_job(config_, text, job, [this] { run_.progress(++num_done_, num_planned_); }));
+  }
 }
 
 std::vector<Job> Trainer::sweep_jobs(const Series& series) const {
@@ -151,7 +204,8 @@ std::vector<Job> Trainer::sweep_jobs(const Series& series) const {
                     .size = series.size,
                     .learning_rate = rate,
                     .embedding_std = config_.embedding_std,
-                    .seed = config_.sweep_seed});
+                    .seed = config_.sweep_seed,
+                    .num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps});
   }
   return jobs;
 }
@@ -165,6 +219,7 @@ std::vector<Job> Trainer::fresh_jobs(const Series& series, double rate) const {
                     .learning_rate = rate,
                     .embedding_std = config_.embedding_std,
                     .seed = seed,
+                    .num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps,
                     .is_analysed = series.is_analysed});
   }
   return jobs;
@@ -188,13 +243,17 @@ void Trainer::sweep(const std::vector<Series>& all) {
     const std::vector<Job> more = sweep_jobs(series);
     jobs.insert(jobs.end(), more.begin(), more.end());
   }
-  train(jobs);
+  for (const Series& series : all) {
+    plan(sweep_jobs(series));
+    plan(fresh_jobs(series, 0.0));
+  }
+  train_planned(jobs);
   jobs.clear();
   for (const Series& series : all) {
     const std::vector<Job> more = fresh_jobs(series, best_rate(series));
     jobs.insert(jobs.end(), more.begin(), more.end());
   }
-  train(jobs);
+  train_planned(jobs);
   for (const Series& series : all) {
     const std::string name = name_of(config_, series);
     if (run_.find("best rate " + name)) {
@@ -251,6 +310,9 @@ Gap Trainer::gap(const Series& a, const Series& b) const {
 
 Gap Trainer::record_gap(const std::string& name, const Series& a, const Series& b) {
   const Gap found = gap(a, b);
+  if (run_.find(name + ": mean")) {  // another row has recorded it
+    return found;
+  }
   run_.scalar(name + ": mean", found.mean);
   run_.scalar(name + ": mean + 2 standard errors", found.mean + 2.0 * found.standard_error);
   run_.scalar(name + ": seeds not below 0", found.num_positive);

@@ -2,8 +2,8 @@
 // Training runs: each method at each learning rate, the best of them with fresh seeds. Runs are
 // independent, run side by side on one thread each, and are kept one by one.
 
+#include <atomic>
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -18,6 +18,8 @@ struct Size {
   std::int64_t d_model;
 };
 
+class Text;  // training.h
+
 // One run. All methods of one seed see the same batches and start from the same backbone.
 struct Job {
   std::string name;
@@ -26,6 +28,7 @@ struct Job {
   double learning_rate = 0.0;
   double embedding_std = 0.0;
   std::uint64_t seed = 0;
+  std::int64_t num_steps = 0;
   bool is_analysed = false;  // also what figures 6, 8, 12 and 13 show
 };
 
@@ -40,6 +43,7 @@ struct Series {
   std::string method;
   Size size{};
   bool is_analysed = false;
+  std::int64_t num_steps = 0;  // 0: the configuration's
 };
 
 // Paired over the fresh seeds.
@@ -70,10 +74,15 @@ class Trainer {
   Gap record_gap(const std::string& name, const Series& a, const Series& b);
 
   Series usual(const std::string& method, bool is_analysed = false) const {
-    return {method, {config_.num_layers, config_.d_model}, is_analysed};
+    return {method, {config_.num_layers, config_.d_model}, is_analysed, 0};
   }
 
  private:
+  std::vector<Job> missing(const std::vector<Job>& jobs) const;
+  void plan(const std::vector<Job>& jobs);
+  void train_planned(const std::vector<Job>& jobs);
+  void train_one_by_one(const std::vector<Job>& jobs, const Text& text);
+  void train_side_by_side(const std::vector<Job>& jobs, const Text& text);
   std::vector<Job> sweep_jobs(const Series& series) const;
   std::vector<Job> fresh_jobs(const Series& series, double rate) const;
   double best_rate(const Series& series) const;
@@ -81,6 +90,8 @@ class Trainer {
   const Config& config_;
   Run& run_;
   std::string tokens_folder_;
+  std::int64_t num_planned_ = 0;  // training steps, for the progress
+  std::atomic<std::int64_t> num_done_ = 0;
 };
 
 std::string name_of(const Config& config, const Series& series);  // "base", "base 4x48"

@@ -38,7 +38,9 @@ struct Config {
   std::vector<std::int64_t> fig3_widths = {48, 56, 64};
   std::vector<std::int64_t> fig4_layers = {8, 32};
   std::vector<std::int64_t> fig4_widths = {64, 32};
+  double fig3_bytes_per_parameter = 0.0;  // 0: num_steps at each size
   std::int64_t fig9_window = 2;
+  double run_seconds = 0.0;  // expected for one training run on a GPU, against --limit
 
   void fields(auto&& visit) {
     visit("corpus", corpus);
@@ -68,7 +70,9 @@ struct Config {
     visit("fig3_widths", fig3_widths);
     visit("fig4_layers", fig4_layers);
     visit("fig4_widths", fig4_widths);
+    visit("fig3_bytes_per_parameter", fig3_bytes_per_parameter);
     visit("fig9_window", fig9_window);
+    visit("run_seconds", run_seconds);
   }
 
   void validate() const;  // throws ValueError
@@ -94,6 +98,12 @@ void figure4(const Config& config, Run& run, const std::string& tokens);
 void figure6(const Config& config, Run& run, const std::string& tokens);
 void figure8(const Config& config, Run& run, const std::string& tokens);
 void figure9(const Config& config, Run& run, const std::string& tokens);
-void figure12(const Config& config, Run& run, const std::string& tokens);
+
+// The same at the size of a GPU, with criteria of their own.
+void table5_gpu(const Config& config, Run& run, const std::string& tokens);
+void figure3_gpu(const Config& config, Run& run, const std::string& tokens);
+void figure4_gpu(const Config& config, Run& run, const std::string& tokens);
+void figure6_gpu(const Config& config, Run& run, const std::string& tokens);
+void figure9_gpu(const Config& config, Run& run, const std::string& tokens);
 
 }  // namespace paperlab::experiments::mudd

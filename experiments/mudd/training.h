@@ -21,7 +21,6 @@ struct Outcome {
 };
 
 // The text of all runs: safe to use from several threads.
-class Text;
 std::shared_ptr<const Text> open_text(const Config& config, const std::string& tokens_folder);
 
 // Trains on the calling thread alone; `on_step` is called after each step.

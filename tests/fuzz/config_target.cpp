@@ -5,6 +5,8 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/io/element_type.h"
+#include "paperlab/mudd/layout.h"
+#include "paperlab/mudd/published.h"
 #include "paperlab/nn/hf_config.h"
 #include "tests/fuzz/targets.h"
 
@@ -50,18 +52,38 @@ void check(const nn::HfModel& model) {
   }
 }
 
+void check_decoder(const Json& config) {
+  check(nn::read_hf_config("fuzz/config.json", config));
+  check(nn::read_hf_config("fuzz/config.json", config, &config));
+}
+
+// What is written describes the model that was read.
+void check_mudd(const Json& config) {
+  const mudd::MuddConfig read = mudd::read_published_config("fuzz/config.json", config).config;
+  const Json written = mudd::published_config(read);
+  const mudd::MuddConfig again = mudd::read_published_config("fuzz/config.json", written).config;
+  must(mudd::published_config(again) == written);
+  must(mudd::rotary_dim_of(again) == mudd::rotary_dim_of(read));
+  if (read.num_layers <= kMaxNamedLayers) {
+    for (const nn::ParameterSpec& spec : mudd::parameter_specs(read)) {
+      must(std::all_of(spec.shape.begin(), spec.shape.end(), [](auto n) { return n >= 1; }));
+      must(tensor_bytes(ElementType::kF64, spec.shape).has_value());
+    }
+  }
+}
+
 }  // namespace
 
 void fuzz_config(const std::uint8_t* data, std::size_t num_bytes) {
   const std::string_view text(reinterpret_cast<const char*>(data), num_bytes);
-  try {
-    const Json config = parse(text);
-    check(nn::read_hf_config("fuzz/config.json", config));
-    check(nn::read_hf_config("fuzz/config.json", config, &config));
-  } catch (const Json::exception&) {
-    return;  // no JSON; read_json() says so in its own words
-  } catch (const ValueError&) {
-    return;
+  for (const auto read : {check_decoder, check_mudd}) {
+    try {
+      read(parse(text));
+    } catch (const Json::exception&) {
+      return;  // no JSON; read_json() says so in its own words
+    } catch (const ValueError&) {
+      continue;
+    }
   }
 }
 

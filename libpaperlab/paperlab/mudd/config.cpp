@@ -86,6 +86,19 @@ void check_connections(const MuddConfig& config) {
                       "true");
 }
 
+// How many numbers sources_of() has.
+std::int64_t num_sources(const MuddConfig& config, std::int64_t layer) {
+  const std::int64_t newest = layer + 1;
+  if (!aggregate_after(config, layer)) {
+    return 0;
+  }
+  return config.window ? std::min(newest, *config.window) + 1 : newest / config.dilation + 1;
+}
+
+std::int64_t num_ways(const MuddConfig& config, std::int64_t layer) {
+  return static_cast<std::int64_t>(ways_of(config, layer).size());
+}
+
 // Of connections; the counts are below 2^31, but not their products.
 double connection_parameters(const MuddConfig& config) {
   const auto width = static_cast<double>(config.d_model);
@@ -93,8 +106,7 @@ double connection_parameters(const MuddConfig& config) {
   const auto heads = static_cast<double>(num_kv_heads_of(config));
   double total = 0.0;
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const auto weights =
-        static_cast<double>(ways_of(config, layer).size() * sources_of(config, layer).size());
+    const auto weights = static_cast<double>(num_ways(config, layer) * num_sources(config, layer));
     total += weights + static_cast<double>(hidden_size(config, layer)) * (width + weights);
     if (config.variant == Variant::kHyperConnections) {
       total += 2.0 * (streams + 2.0) * (width + streams);

@@ -5,10 +5,11 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "paperlab/core/error.h"
 #include "tests/paperlab/mudd/mudd_cases.h"
 
 namespace paperlab::mudd {
@@ -228,6 +229,27 @@ TEST(MuddConfigTest, HiddenSizesAreThoseOfThePaper) {
   EXPECT_EQ(hidden_size(multiway, 7), 4 * 9);  // one way, times four
   EXPECT_EQ(hidden_size(single, 7), 4 * 9);
   EXPECT_EQ(hidden_size(with([](MuddConfig& c) { c.last_hidden_expand = 1; }), 7), 9);
+}
+
+TEST(MuddConfigTest, HiddenSizesCountWaysAndSources) {
+  for (const std::int64_t period : {1, 2, 3}) {
+    for (const std::int64_t dilation : {1, 2, 3, 5, 100}) {
+      for (const std::int64_t window : {0, 1, 2, 5, 100}) {
+        const MuddConfig config = with([&](MuddConfig& c) {
+          c.ways = "KVR";
+          c.period = period;
+          c.dilation = window == 0 ? dilation : 1;
+          c.window = window == 0 ? std::nullopt : std::optional(window);
+          c.last_hidden_expand = 5;
+        });
+        for (std::int64_t layer = 0; layer < 8; ++layer) {
+          const auto weights = static_cast<std::int64_t>(ways_of(config, layer).size() *
+                                                         sources_of(config, layer).size());
+          EXPECT_EQ(hidden_size(config, layer), weights * (layer == 7 ? 5 : 1));
+        }
+      }
+    }
+  }
 }
 
 // (floor(K / 64) + 1) 64: always up, from an exact multiple too.

@@ -2,11 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "paperlab/core/json.h"
@@ -41,7 +41,7 @@ std::int64_t count_of(const MuddConfig& config) {
   return count;
 }
 
-// The names that a variant has and the base has not, or the other way round.
+// The names of a that b has not.
 std::set<std::string> differences(const Shapes& a, const Shapes& b) {
   std::set<std::string> names;
   for (const auto& [name, shape] : a) {
@@ -52,7 +52,7 @@ std::set<std::string> differences(const Shapes& a, const Shapes& b) {
   return names;
 }
 
-// Blocks of 2 layers, width 8, so that lists of names are short.
+// 2 blocks of width 8, so that lists of names are short.
 MuddConfig tiny(Variant variant) {
   MuddConfig config = small(variant);
   config.num_layers = 2;

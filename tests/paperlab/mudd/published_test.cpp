@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -258,7 +260,7 @@ TEST(PublishedConfigTest, EveryOptionComesBack) {
 TEST(PublishedConfigTest, EveryNumberOfRotatedLanesComesBack) {
   MuddConfig config = small(Variant::kMudd);
   config.parallel_block = true;
-  for (config.head_dim = 2; config.head_dim <= 256; config.head_dim += 2) {
+  for (config.head_dim = 2; config.head_dim <= 130; config.head_dim += 2) {
     for (std::int64_t lanes = 2; lanes <= config.head_dim; lanes += 2) {
       config.rotary_pct = (static_cast<double>(lanes) + 0.5) / static_cast<double>(config.head_dim);
       config.rotary_pct = std::min(config.rotary_pct, 1.0);
@@ -273,7 +275,8 @@ TEST(PublishedConfigTest, KeysOfOurOwnStandWhereNeeded) {
   config.ffn_reallocation = true;
   config.ffn_round = 128;
   config.d_ff = 256;
-  for (const auto& [key, value] : published_config(config).items()) {
+  const Json json = published_config(config);
+  for (const auto& [key, value] : json.items()) {
     EXPECT_FALSE(key.starts_with("paperlab_")) << key;
   }
   EXPECT_EQ(published_config(config, "bfloat16")["torch_dtype"], "bfloat16");

@@ -1,0 +1,64 @@
+#pragma once
+// What cpu.cpp exports once per instruction set: runs of tokens in float32 and bfloat16.
+
+#include "kernels/depth_aggregate/depth_aggregate.h"
+#include "kernels/depth_aggregate/tile.h"
+
+namespace paperlab::kernels {
+
+// The generator's parameters in float32; rows are padded with zeros to padded(columns).
+struct GeneratorPanels {
+  const float* w1;    // [D, K]
+  const float* w2;    // [K, C J]
+  const float* bias;  // [C J]
+};
+
+// What the generator's backward pass needs of tokens begin..end-1, rows from `begin` on.
+struct GeneratorRows {
+  float* h;        // [., K]: gelu(z) is written
+  float* grad_z;   // [., K]: the gradient of h becomes that of z times r
+  float* of_x;     // [.]: what the state's gradient has of the state itself is written
+  float* product;  // [., D]: grad_z w1^T
+};
+
+struct DepthAggregateCpu {
+  // Rows of `columns` numbers as float32, each padded with zeros.
+  void (*pack)(const void* from, DType dtype, std::int64_t columns, TokenRange rows, float* to);
+  // to = a + b, elements begin..end-1.
+  void (*add)(DType dtype, const void* a, const void* b, TokenRange elements, void* to);
+  // Weights, z and inverse_rms of the tokens; scratch: padded(K) numbers a token.
+  void (*generate)(const ConnectionWeights& problem, const GeneratorPanels& panels,
+                   const ConnectionWeightsResult& result, TokenRange tokens, float* scratch);
+  // The streams of the tokens.
+  void (*forward)(const DepthAggregate& problem, void* const* out, TokenRange tokens,
+                  bool is_past_caches);
+  // The gradients of the tokens. Where the weights are the same for all, sums [C J] is set to their
+  // part of the weights' gradient. scratch: backward_scratch numbers.
+  void (*backward)(const DepthAggregate& problem, const DepthAggregateGradients& gradients,
+                   TokenRange tokens, float* scratch, float* sums);
+  void (*grad_z)(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
+                 const GeneratorRows& rows, std::int64_t begin, TokenRange tokens);
+  void (*grad_x)(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
+                 const GeneratorRows& rows, std::int64_t begin, TokenRange tokens);
+  // sums [columns] += rows of a matrix [rows, columns], in order.
+  void (*add_rows)(const float* from, std::int64_t rows, std::int64_t columns, float* sums);
+  // `count` numbers as `dtype`.
+  void (*narrow)(const float* from, std::int64_t count, DType dtype, void* to);
+};
+
+// A vector of at most 16 lanes for each weight, and room for their sums.
+PAPERLAB_HD constexpr std::int64_t backward_scratch(std::int64_t num_weights) {
+  return padded(num_weights) * 17;
+}
+
+namespace generic {
+DepthAggregateCpu depth_aggregate_cpu();
+}
+namespace avx2 {
+DepthAggregateCpu depth_aggregate_cpu();
+}
+namespace avx512 {
+DepthAggregateCpu depth_aggregate_cpu();
+}
+
+}  // namespace paperlab::kernels

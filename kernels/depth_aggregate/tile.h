@@ -1,0 +1,58 @@
+#pragma once
+// How tokens and columns are cut: functions of shapes alone.
+
+#include <cstdint>
+
+#include "paperlab/core/host_device.h"
+
+namespace paperlab::kernels {
+
+struct TokenRange {
+  std::int64_t begin;
+  std::int64_t end;
+  PAPERLAB_HD constexpr std::int64_t size() const { return end - begin; }
+};
+
+PAPERLAB_HD constexpr std::int64_t num_blocks(std::int64_t count, std::int64_t size) {
+  return (count + size - 1) / size;
+}
+// Block `index` of blocks of `size` of 0..count-1; the last may be short.
+PAPERLAB_HD constexpr TokenRange block_at(std::int64_t count, std::int64_t size,
+                                          std::int64_t index) {
+  const std::int64_t end = (index + 1) * size;
+  return {index * size, end < count ? end : count};
+}
+
+// Columns of a token that are summed at a time: the sums of four ways, 8 KiB, stay in the
+// first-level cache beside the sources that come in.
+constexpr std::int64_t kChunkColumns = 512;
+
+// Ways whose sums are made together.
+constexpr std::int64_t kMostWays = 4;
+
+// Tokens of a task: some tens of microseconds of work; with weights to generate more of them,
+// because their matrices are read for each task.
+PAPERLAB_HD constexpr std::int64_t tokens_of_task(std::int64_t width, bool generates) {
+  const std::int64_t tokens = (generates ? 131072 : 16384) / width;
+  const std::int64_t least = generates ? 8 : 1;
+  const std::int64_t most = generates ? 128 : 1024;
+  return tokens < least ? least : tokens < most ? tokens : most;
+}
+
+// Tokens of a step of the backward pass: their states, 4 MiB in float32, stay in the last-level
+// cache from one product to the next.
+PAPERLAB_HD constexpr std::int64_t tokens_of_pass(std::int64_t width) {
+  const std::int64_t tokens = (std::int64_t{1} << 20) / width;
+  return tokens < 64 ? 64 : tokens < 8192 ? tokens : 8192;
+}
+
+// Streams larger than this in all are stored past the caches, which would lose them before anyone
+// reads them: half of a last-level cache.
+PAPERLAB_HD constexpr bool is_stored_past_caches(std::int64_t bytes) {
+  return bytes > (std::int64_t{1} << 24);
+}
+
+// A row of the generator's matrices in memory, in numbers: whole vectors of every instruction set.
+PAPERLAB_HD constexpr std::int64_t padded(std::int64_t count) { return num_blocks(count, 16) * 16; }
+
+}  // namespace paperlab::kernels
