@@ -31,14 +31,26 @@ const std::map<std::string, train::ScheduleKind> kSchedules = {
 using Reply = std::pair<bool, std::map<std::string, double>>;
 using Columns = std::tuple<std::vector<double>, std::vector<double>, std::vector<double>, bool>;
 
+// State of the data as JSON text; both or none are given.
+using GetState = std::function<std::string()>;
+using SetState = std::function<void(const std::string&)>;
+
 Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
             std::function<at::Tensor(std::int64_t)> batch,
-            const std::function<Reply(const train::StepRecord&)>& on_step) {
+            const std::function<Reply(const train::StepRecord&)>& on_step,
+            const GetState& data_state, const SetState& load_data_state) {
   const auto report = [&on_step](const train::StepRecord& record) {
     const Reply reply = on_step(record);
     return train::StepReply{reply.first, {reply.second.begin(), reply.second.end()}};
   };
-  const train::History history = train::fit(model, options, {std::move(batch), report});
+  train::FitCallbacks callbacks{std::move(batch), report};
+  if (data_state && load_data_state) {
+    callbacks.data_state = [&data_state] { return Json::parse(data_state()); };
+    callbacks.load_data_state = [&load_data_state](const Json& state) {
+      load_data_state(state.dump());
+    };
+  }
+  const train::History history = train::fit(model, options, callbacks);
   Columns columns;
   auto& [loss, grad_norm, learning_rate, is_complete] = columns;
   for (const train::StepRecord& record : history.records) {
@@ -90,6 +102,7 @@ void register_train(py::module_& m) {
       .def_readwrite("resumes", &Options::resumes)
       .def_readwrite("seed", &Options::seed);
   m.def("fit", &fit, py::arg("model"), py::arg("options"), py::arg("batch"), py::arg("on_step"),
+        py::arg("data_state"), py::arg("load_data_state"),
         py::call_guard<py::gil_scoped_release>());
 }
 

@@ -5,6 +5,7 @@
 A mark stands alone on its line, and what lies between the two is ours:
 
     <!-- table: claims regular-language small -->   experiments/<p>/results/<preset>.json
+    <!-- table: verdicts small -->                  a row for each paper's results/<preset>.json
     <!-- table: bench regular-language -->          bench/results/<machine>/<paper>.json
     <!-- /table -->
 """
@@ -117,10 +118,13 @@ def table(words: Sequence[str], roots: Roots) -> list[str]:
     match words:
         case ["claims", paper, preset]:
             return ["", *claims_table(roots.experiments, paper, preset), ""]
+        case ["verdicts", preset]:
+            return ["", *verdicts_table(roots.experiments, preset), ""]
         case ["bench", paper]:
             return ["", *bench_tables(roots.bench, paper), ""]
     raise InputError(
-        f"unknown table {brief(' '.join(words))}: claims PAPER PRESET or bench PAPER is required"
+        f"unknown table {brief(' '.join(words))}: claims PAPER PRESET, verdicts PRESET or "
+        "bench PAPER is required"
     )
 
 
@@ -139,6 +143,18 @@ def claims_table(experiments: Path, paper: str, preset: str) -> list[str]:
         for claim in result.claims
     ]
     return markdown(["id", "claim", "published", "ours", "criterion", "verdict", "why"], rows)
+
+
+def verdicts_table(experiments: Path, preset: str) -> list[str]:
+    """How the claims of each paper stand, and which fail."""
+    verdicts = ("holds", "fails", "not tested at this scale")
+    rows = []
+    for path in sorted(experiments.glob(f"*/results/{preset}.json")):
+        result = read_result(path)
+        by_verdict = {v: [c.id for c in result.claims if c.verdict == v] for v in verdicts}
+        counts = [str(len(by_verdict[verdict])) for verdict in verdicts]
+        rows.append([result.paper, *counts, ", ".join(by_verdict["fails"])])
+    return markdown(["paper", *verdicts, "that fail"], rows)
 
 
 def bench_tables(bench: Path, paper: str) -> list[str]:

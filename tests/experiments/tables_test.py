@@ -91,6 +91,20 @@ def test_claims_table(root: Path) -> None:
     assert "text" in lines
 
 
+def test_verdicts_of_all_papers(root: Path) -> None:
+    (root / "README.md").write_text("<!-- table: verdicts small -->\n<!-- /table -->\n")
+    tables.process(root, check=False)
+    lines = (root / "README.md").read_text().splitlines()
+    claims = json.loads(
+        (root / "experiments" / "sample_paper" / "results" / "small.json").read_text()
+    )["claims"]
+    verdicts = [claim["verdict"] for claim in claims]
+    counts = [verdicts.count(v) for v in ("holds", "fails", "not tested at this scale")]
+    failing = ", ".join(claim["id"] for claim in claims if claim["verdict"] == "fails") or "-"
+    assert lines[2] == "| paper | holds | fails | not tested at this scale | that fail |"
+    assert lines[4] == f"| sample-paper | {' | '.join(map(str, counts))} | {failing} |"
+
+
 def test_bench_table_has_the_columns_present(root: Path) -> None:
     tables.main(["--root", str(root)])
     text = (root / "README.md").read_text(encoding="utf-8")

@@ -1,11 +1,12 @@
 """Training decoders: exact resumption, one line of metrics a step."""
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, Self, SupportsInt
+from typing import Any, Self, SupportsInt, TypeVar
 
 import numpy.typing as npt
 import torch
@@ -19,6 +20,7 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Batch = torch.Tensor | npt.NDArray[Any]
 StepRecord = _core.StepRecord
 OnStep = Callable[[StepRecord], bool | Mapping[str, float] | None]
+T = TypeVar("T")
 
 _MOST = 2**53
 
@@ -46,6 +48,7 @@ def fit(
     seed: int = 0,
     momentum: float = 0.0,
     decay_steps: int = 0,
+    shard_optimizer: bool = False,
     precision: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, list[float]]:
@@ -55,9 +58,13 @@ def fit(
     token over the batch.
 
     model: what `nn.load` or `nn.from_config` returns; parameters that require gradients are
-    trained. data: returns a step's batch, integers [B, T + 1], as a function of the step alone.
+    trained. data: returns a step's batch, integers [B, T + 1], as a function of the step alone, or
+    has `state()` and `load_state(state)`, as `data.Sampler`: its state, JSON values, is kept with
+    each checkpoint and given back when a run goes on.
     optimizer: adamw | sgd (`momentum`; weight_decay is added to the gradient) | adafactor, with
-    the formulas of torch.optim. no_decay: fnmatch patterns of parameters that do not decay.
+    the formulas of torch.optim. no_decay: fnmatch patterns of parameters that do not decay; one of
+    them must match. shard_optimizer: False; training on several processes is not there yet, and a
+    WORLD_SIZE above 1 in the environment is refused.
     schedule: learning_rate * (step + 1) / warmup_steps while step < warmup_steps, then constant |
     cosine (down to min_learning_rate at `steps`) | wsd (constant, then linear over the last
     `decay_steps`). clip_norm: of all gradients together, as `clip_grad_norm_`. accumulate: parts
@@ -69,14 +76,18 @@ def fit(
     `keep` stay; each is a Hugging Face directory. resume: "auto" goes on from the newest, to the
     same bits as without interruption; "never" begins anew and removes what was there. seed: kept
     with the checkpoints. on_step: gets step, loss, grad_norm, learning_rate; False writes a
-    checkpoint and stops; a mapping of names to numbers goes to the event file. Ctrl-C writes a
-    checkpoint before KeyboardInterrupt.
+    checkpoint and stops; a mapping of names to numbers goes to the event file. Ctrl-C interrupts
+    on_step, or waits for the end of the step, and writes a checkpoint before KeyboardInterrupt; a
+    second one raises it as soon as data or on_step is called.
 
-    Raises ValueError or TypeError before any work if an argument is not as above or `out` holds a
-    run with other settings; ValueError naming the step and the first bad tensor if the loss or a
-    gradient is not finite (parameters and checkpoints are then as before the step); OSError if
-    another run writes to `out` or the disk is full (the last checkpoint stays).
+    Raises ValueError or TypeError before any work, with model and `out` as they were, if an
+    argument or the first batch is not as above, in torch.inference_mode, or if `out` holds a run
+    with other settings or a metrics.jsonl of something else; ValueError naming the step and the
+    first bad tensor if the loss or a gradient is not finite (the parameters are then as before the
+    step), or if a parameter is not when a checkpoint is due or at the end; OSError if another run
+    writes to `out` or the disk is full. The last checkpoint stays.
     """
+    _check_processes(shard_optimizer)
     if not isinstance(model, Decoder):
         raise TypeError(f"fit: model must be a Decoder, got {type(model).__name__}")
     for name, function in {"data": data, "on_step": on_step}.items():
@@ -133,18 +144,50 @@ def _run(
     def batch(step: SupportsInt) -> torch.Tensor:
         return model.token_ids(f"fit: data({step})", data(int(step)))
 
+    state, load_state = _data_state(data)
     with _Interruption() as interruption:
 
         def after(record: StepRecord) -> tuple[bool, dict[str, float]]:
-            reply = None if on_step is None else on_step(record)
+            reply = None if on_step is None else interruption.during(lambda: on_step(record))
             measures = _measures(reply) if isinstance(reply, Mapping) else {}
             return reply is not False and not interruption.is_asked, measures
 
         model.bind()
-        losses, norms, rates, _ = _core.fit(model.core, options, batch, after)
+        losses, norms, rates, _ = _core.fit(model.core, options, batch, after, state, load_state)
     if interruption.is_asked:
         raise KeyboardInterrupt
     return {"loss": losses, "grad_norm": norms, "learning_rate": rates}
+
+
+def _check_processes(shard_optimizer: object) -> None:
+    if _arguments.boolean("fit", "shard_optimizer", shard_optimizer):
+        raise ValueError(
+            "fit: shard_optimizer must be False: training on several processes is not there yet"
+        )
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdecimal() and int(processes) > 1:
+        raise ValueError(
+            f"fit: WORLD_SIZE must be 1, got {processes}: training on several processes is not "
+            "there yet; start one process, without torchrun"
+        )
+
+
+def _data_state(
+    data: object,
+) -> tuple[Callable[[], str] | None, Callable[[str], None] | None]:
+    """Reads and sets the state of the data as JSON text; None for a plain function."""
+    get, put = getattr(data, "state", None), getattr(data, "load_state", None)
+    if not callable(get) or not callable(put):
+        return None, None
+
+    def state() -> str:
+        try:
+            return json.dumps(get(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"fit: data.state() must return JSON values: {error}") from None
+
+    state()  # refused before any work
+    return state, lambda text: put(json.loads(text))
 
 
 class _Interruption:
@@ -152,7 +195,19 @@ class _Interruption:
 
     def __init__(self) -> None:
         self.is_asked = False
+        self._is_callback = False
         self._previous: Any = None
+
+    def during(self, callback: Callable[[], T]) -> T | None:
+        """Returns callback(), which the first Ctrl-C interrupts too; None then."""
+        self._is_callback = True
+        try:
+            return callback()
+        except KeyboardInterrupt:
+            self.is_asked = True
+            return None
+        finally:
+            self._is_callback = False
 
     def __enter__(self) -> Self:
         is_main = threading.current_thread() is threading.main_thread()
@@ -165,9 +220,9 @@ class _Interruption:
             signal.signal(signal.SIGINT, self._previous)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.is_asked:
+        was_asked, self.is_asked = self.is_asked, True
+        if was_asked or self._is_callback:
             signal.default_int_handler(number, frame)
-        self.is_asked = True
 
 
 def _measures(reply: Mapping[str, float]) -> dict[str, float]:

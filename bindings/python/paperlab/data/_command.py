@@ -8,9 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from paperlab._commands import _line
 from paperlab.data import _store
+from paperlab.data._corpus import load, load_images
 from paperlab.data._fetch import fetch
-from paperlab.data._recipes import RECIPES, SPLITS, Recipe, UnknownNameError, recipe_named
+from paperlab.data._recipes import (
+    RECIPES,
+    SPLITS,
+    Recipe,
+    UnknownNameError,
+    is_bundled,
+    recipe_named,
+)
 from paperlab.data._store import Record
 
 
@@ -33,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", help="documents, bytes, packages and versions")
     stats.add_argument("name")
     stats.add_argument("--json", action="store_true", help="print the manifest")
+    stats.add_argument("--verify", action="store_true", help="read all files, compare their hashes")
     tokens = commands.add_parser("tokens", help="the documents as tokens; documents, sizes")
     tokens.add_argument("name")
     tokens.add_argument("--domains", help="some domains, separated by commas")
@@ -46,29 +56,20 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    command: Callable[[Any], int] = {
+    command: Callable[[Any], None] = {
         "list": _list,
         "fetch": _fetch,
         "stats": _stats,
         "tokens": _tokens,
     }[options.command]
-    try:
-        return command(options)
-    except UnknownNameError as error:
-        print(f"paperlab {str(error).replace('data.', 'data ', 1)}", file=sys.stderr)
-        return 2
-    except (ImportError, OSError, ValueError) as error:
-        print(f"paperlab data {options.command}: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
 
+    def work() -> None:
+        try:
+            command(options)
+        except UnknownNameError as error:  # "data.FUNCTION: ..."
+            raise _line.UsageError(str(error).partition(": ")[2]) from None
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        place = f"'{error.filename}': " if error.filename else ""
-        return f"{place}{error.strerror}"
-    return " ".join(str(error).split())
+    return _line.run(f"data {options.command}", work)
 
 
 def _megabytes(size: int) -> str:
@@ -79,13 +80,15 @@ def _state(folder: Path, recipe: Recipe, domain: str, records: dict[str, Record]
     record = records.get(domain, {})
     if "missing" in record:
         return f"missing: {record['missing']}"
+    if is_bundled(recipe) and not record:
+        return "comes with paperlab"
     if not _store.is_current(folder, recipe, domain, records):
         return "out of date" if record else "not fetched"
     documents, size = sum(record["documents"].values()), sum(record["bytes"].values())
     return f"fetched {documents:9,} documents {_megabytes(size):>10}"
 
 
-def _list(_: argparse.Namespace) -> int:
+def _list(_: argparse.Namespace) -> None:
     cache = _store.cache_folder()
     for recipe in RECIPES.values():
         folder = _store.recipe_folder(cache, recipe)
@@ -93,35 +96,34 @@ def _list(_: argparse.Namespace) -> int:
         print(f"{recipe.name}: {recipe.summary}")
         for domain in recipe.domains:
             print(f"  {domain:<8} {_state(folder, recipe, domain, records)}")
-    return 0
 
 
-def _fetch(options: argparse.Namespace) -> int:
+def _fetch(options: argparse.Namespace) -> None:
     domains = options.domains.split(",") if options.domains is not None else None
     missing = fetch(options.name, domains, notice=lambda line: print(f"data: {line}", flush=True))
     folder = _store.recipe_folder(_store.cache_folder(), RECIPES[options.name])
     if not missing:
         print(f"data: {options.name} is complete in {folder}")
-        return 0
+        return
     reasons = "; ".join(f"{domain} ({' '.join(why.split())})" for domain, why in missing.items())
     word = "domain" if len(missing) == 1 else "domains"
-    print(
-        f"paperlab data fetch: {options.name}: missing {word} {reasons}",
-        file=sys.stderr,
-    )
-    return 1
+    raise ValueError(f"{options.name}: missing {word} {reasons}")
 
 
-def _stats(options: argparse.Namespace) -> int:
+def _stats(options: argparse.Namespace) -> None:
     recipe = recipe_named("data.stats", options.name)
+    if is_bundled(recipe):
+        fetch(recipe.name)
     folder = _store.recipe_folder(_store.cache_folder(), recipe)
     records = _store.read_manifest(folder)
     if not records:
         raise ValueError(f"{recipe.name} is not fetched: ./paperlab data fetch {recipe.name}")
+    if options.verify:
+        _verify(recipe, records)
     text = (folder / _store.MANIFEST).read_bytes()
     if options.json:
         print(json.dumps(json.loads(text), indent=2))
-        return 0
+        return
     print(f"{recipe.name}: manifest {hashlib.sha256(text).hexdigest()}")
     print(f"{'domain':<8} {'split':<6} {'documents':>10} {'bytes':>12}")
     for domain in (name for name in recipe.domains if name in records):
@@ -129,7 +131,14 @@ def _stats(options: argparse.Namespace) -> int:
     counts = [sum(record.get("documents", {}).values()) for record in records.values()]
     sizes = [sum(record.get("bytes", {}).values()) for record in records.values()]
     print(f"{'all':<15} {sum(counts):>10,} {sum(sizes):>12,}")
-    return 0
+
+
+def _verify(recipe: Recipe, records: dict[str, Record]) -> None:
+    """Raises ValueError naming the first file that is not what the manifest says."""
+    if "images" in recipe.domains:
+        load_images(recipe.name).verify()
+    else:
+        load(recipe.name, list(records)).verify()
 
 
 def _print_domain(domain: str, record: Record) -> None:
@@ -147,7 +156,7 @@ def _print_domain(domain: str, record: Record) -> None:
         print(f"{'':<8} dropped: {dropped}")
 
 
-def _tokens(options: argparse.Namespace) -> int:
+def _tokens(options: argparse.Namespace) -> None:
     recipe_named("data.tokens", options.name)
     from paperlab.data import _encoders, _tokens  # loads the compiled core
 
@@ -173,4 +182,3 @@ def _tokens(options: argparse.Namespace) -> int:
             print(f"{domain:<8} {split:<6} {count.documents:>10,} {count.tokens:>12,} {share:>12}")
     for domain, why in tokens.missing.items():
         print(f"{domain:<8} missing: {why}")
-    return 0

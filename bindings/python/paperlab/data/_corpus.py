@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from paperlab.data import _store
 from paperlab.data._fetch import fetch
-from paperlab.data._recipes import SPLITS, Recipe, chosen_domains, recipe_named
+from paperlab.data._recipes import SPLITS, Recipe, chosen_domains, is_bundled, recipe_named
 from paperlab.data._store import Record
 
 UInt8 = npt.NDArray[np.uint8]
@@ -60,13 +60,20 @@ class _Stored:
             else:
                 self.paths[domain] = folder / record["folder"]
 
+    def verify(self) -> None:
+        """Reads every file; raises ValueError naming the first whose hash is not the manifest's."""
+        for domain, path in self.paths.items():
+            for name, record in self.manifest[domain]["files"].items():
+                _store.check_hash(path / name, record["sha256"])
+
 
 class Corpus(_Stored, Mapping[str, Mapping[str, Documents]]):
     """Domain -> split (train, valid, test) -> documents.
 
     name: the recipe. manifest: its record of each domain that was asked for. sha256: the hash of
     that manifest, for results; where all domains were asked for, that of the file manifest.json.
-    missing: reason by domain that could not be fetched. paths: folder by domain.
+    missing: reason by domain that could not be fetched. paths: folder by domain. Hashes of files
+    are compared by `verify` only, which `tokenize` calls.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, records: Mapping[str, Record]) -> None:
@@ -122,12 +129,20 @@ def load(name: str, domains: Sequence[str] | None = None, *, cache: Path | None 
     Raises ValueError on an unknown name, a recipe of pictures or a damaged cache,
     FileNotFoundError if a domain was never fetched.
     """
-    recipe = recipe_named("data.load", name)
+    return load_for("data.load", name, domains, cache)
+
+
+def load_for(
+    function: str, name: str, domains: Sequence[str] | None, cache: Path | None
+) -> Corpus:
+    """`load` for a function whose name the errors say."""
+    recipe = recipe_named(function, name)
     if _is_of_images(recipe):
-        raise ValueError(f"data.load: {name} holds pictures; data.load_images reads it")
-    if name == "sample":
-        fetch(name, domains, cache=cache)
-    return Corpus(*_stored_records("data.load", recipe, domains, cache))
+        raise ValueError(f"{function}: {name} holds pictures; data.load_images reads it")
+    chosen = chosen_domains(function, recipe, domains)
+    if is_bundled(recipe):
+        fetch(name, chosen, cache=cache)
+    return Corpus(*_stored_records(function, recipe, domains, cache))
 
 
 def load_images(name: str, *, cache: Path | None = None) -> Images:

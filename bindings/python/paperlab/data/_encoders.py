@@ -187,6 +187,7 @@ def train_bpe(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> Pat
         return path
     with locked_once(path.parent.with_name(f"{path.parent.name}.lock")):
         if not path.is_file():
+            corpus.verify()
             path.parent.mkdir(exist_ok=True)
             _write(path, _trained(corpus, vocab_size).to_str(pretty=True).encode())
     return path

@@ -194,6 +194,11 @@ RECIPES = {
 }
 
 
+def is_bundled(recipe: Recipe) -> bool:
+    """Whether it comes with the package, so that nothing is fetched."""
+    return all(domain.reader == "bundled" for domain in recipe.domains.values())
+
+
 class UnknownNameError(ValueError):
     """A name of a recipe or a domain that is not known."""
 

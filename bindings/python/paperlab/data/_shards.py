@@ -67,6 +67,7 @@ def write_tokens(
     notice: Callable[[str], None],
 ) -> None:
     """Fills FOLDER.tmp, replaces `folder` by it; removes it if something fails."""
+    corpus.verify()
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

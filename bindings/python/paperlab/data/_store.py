@@ -125,6 +125,14 @@ def file_record(path: Path) -> Record:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
+def check_hash(path: Path, wanted: str) -> None:
+    """Raises ValueError unless the file's SHA-256 is as a manifest says."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise ValueError(f"{path}: has the SHA-256 {found}, the manifest says {wanted}")
+
+
 def store_domain(folder: Path, domain: str, write: Callable[[Path], Record]) -> Record:
     """Lets `write` fill a temporary folder, then names it by its content; adds `folder`."""
     temporary = folder / f"{domain}.tmp"

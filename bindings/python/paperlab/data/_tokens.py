@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from paperlab import _arguments, _core
 from paperlab.data import _encoders, _shards, _store
-from paperlab.data._corpus import Corpus, load
+from paperlab.data._corpus import Corpus, load_for
 from paperlab.data._encoders import encoder_of, token_type
 from paperlab.data._recipes import SPLITS
 from paperlab.data._shards import FORMAT
@@ -103,12 +103,7 @@ class Tokens(Mapping[str, Mapping[str, UIntArray]]):
     def verify(self) -> None:
         """Reads every file; raises ValueError naming the first whose hash is not the manifest's."""
         for name, record in self._files.items():
-            found = _hash(self.folder / name)
-            if found != record["sha256"]:
-                raise ValueError(
-                    f"{self.folder / name}: has the SHA-256 {found}, the manifest says "
-                    f"{record['sha256']}"
-                )
+            _store.check_hash(self.folder / name, record["sha256"])
 
 
 def _hash(path: Path) -> str:
@@ -129,7 +124,8 @@ def tokenize(
 ) -> Tokens:
     """The tokens of a fetched recipe of text; made on the first call, with bounded memory.
 
-    recipe: its name, or a corpus of `load`. tokenizer: "bytes" (the vocabulary is the 256 bytes),
+    recipe: its name, or a corpus of `load`; its files' hashes are compared with the manifest before
+    they are read. tokenizer: "bytes" (the vocabulary is the 256 bytes),
     or a tokenizer.json or the folder that holds one, see also `train_bpe`. domains: some of the
     recipe's; None for all. separator: the id (or, of a tokenizer.json, the text) of a token that
     follows each document; for bytes 0, which no document holds, or 256, which makes the vocabulary
@@ -141,8 +137,9 @@ def tokenize(
     folder gets its name when it is whole: a killed call is made anew by the next. Equal arguments
     and documents give equal bytes. A tokenizer.json needs the package tokenizers.
 
-    Raises ValueError if an argument is not as above, a domain has no documents, a token is beyond
-    `vocab_size`, or a document is not UTF-8 (it is named); ImportError without the package;
+    Raises ValueError if an argument is not as above, a domain has no documents, a file is not what
+    the manifest says, a token is beyond `vocab_size`, or a document is not UTF-8 (it is named);
+    ImportError without the package;
     FileNotFoundError if a domain was never fetched; BlockingIOError if another process makes the
     same tokens; OSError if the cache cannot be written.
     """
@@ -185,7 +182,7 @@ def _corpus(
             raise ValueError(f"{function}: domains must be None, the corpus has its own")
         corpus = recipe
     else:
-        corpus = load(_arguments.text(function, "recipe", recipe), domains, cache=cache)
+        corpus = load_for(function, _arguments.text(function, "recipe", recipe), domains, cache)
     if not corpus:
         reasons = "; ".join(f"{domain}: {why}" for domain, why in corpus.missing.items())
         raise FileNotFoundError(f"{function}: {corpus.name}: every domain is missing: {reasons}")
