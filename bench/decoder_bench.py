@@ -9,39 +9,28 @@ number and threads. Prints a table and writes it as JSON. Exit code 1 if a resul
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import paperlab
 import torch
 import transformers
+from support.measured import (
+    NOISY_PERCENT,
+    Row,
+    Times,
+    machine_and_roofs,
+    threads_text,
+    write_result,
+)
 
 LONG, SHORT, STEPS = 2048, 512, 32
-Row = dict[str, Any]
-
-
-@dataclass
-class Times:
-    """Of one step of a contestant, in microseconds."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def median(self) -> float:
-        return statistics.median(self.wall)
-
-    def spread_percent(self) -> float:
-        tenths = sorted(self.wall)
-        low, high = tenths[len(tenths) // 10], tenths[-1 - len(tenths) // 10]
-        return 100.0 * (high - low) / self.median()
 
 
 @dataclass
@@ -84,9 +73,9 @@ def measured(case: Case, repetitions: int, roofs: Row) -> Row:
         "case": f"{case.name}, {threads_text(case.threads)}",
         "threads": case.threads,
         "ours_us": ours.median(),
-        "ours_cpu_us": statistics.median(ours.cpu),
+        "ours_cpu_us": ours.cpu_median(),
         "baseline_us": baseline.median(),
-        "baseline_cpu_us": statistics.median(baseline.cpu),
+        "baseline_cpu_us": baseline.cpu_median(),
         "baseline_backend": case.backend,
         "ratio": ratio,
         "target": case.target,
@@ -105,14 +94,10 @@ def measured(case: Case, repetitions: int, roofs: Row) -> Row:
     if case.share_target:
         row["share_target"] = case.share_target
     row["spread_percent"] = max(ours.spread_percent(), baseline.spread_percent())
-    row["noisy"] = row["spread_percent"] > 20.0
+    row["noisy"] = row["spread_percent"] > NOISY_PERCENT
     is_share_missed = bool(case.share_target) and (share or 0.0) < case.share_target
     row["missed"] = ratio < case.target or is_share_missed
     return row
-
-
-def threads_text(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 class Pair:
@@ -291,11 +276,7 @@ def small_model(folder: Path) -> Path:
 
 
 def run(options: argparse.Namespace, directory: Path) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "roofs.json"
-        words = [options.roofs, "--out", str(out), "--machine", options.machine]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        result: Row = json.loads(out.read_text())
+    result = machine_and_roofs(options.roofs, options.machine)
     result["note"] = (
         f"Baseline: transformers {transformers.__version__} with torch {torch.__version__}. "
         f"Roofs: {result['float32_roof_gflops']:.0f} GFLOP/s of one thread in float32; reading "
@@ -317,10 +298,7 @@ def run(options: argparse.Namespace, directory: Path) -> int:
         for row in loading(directory, repetitions):
             result["rows"].append(row)
             show(row)
-    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{options.out}.tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(options.out)
+    write_result(Path(options.out), result)
     return 0
 
 

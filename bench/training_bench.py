@@ -50,7 +50,8 @@ NOTE = (
 
 
 def profile_table(shape: Shape) -> str:
-    return f"where a step's time goes, {shape_text(shape)}, 1 thread"
+    tokens = f"{shape.batch_size} rows of {shape.length} tokens"
+    return f"where a step's time goes, {tokens}, 1 thread"
 
 
 def shape_text(shape: Shape) -> str:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 #: Usage: ./paperlab data list
 #:        ./paperlab data fetch NAME [--domains DOMAIN,...]
-#:        ./paperlab data stats NAME [--json]
+#:        ./paperlab data stats NAME [--json] [--verify]
 #:        ./paperlab data tokens NAME [--tokenizer FILE | --bpe SIZE] [--domains DOMAIN,...]
 #:                               [--separator ID]
 #:
@@ -17,6 +17,7 @@
 #: Options
 #:   --domains     some domains of the recipe, separated by commas
 #:   --json        print the manifest instead
+#:   --verify      read all files and compare their SHA-256 with the manifest
 #:   --tokenizer   bytes (default), or a tokenizer.json or the folder that holds one
 #:   --bpe         train a byte-level BPE of SIZE tokens on the train splits, and use it
 #:   --separator   id, or text, of a token after each document; none (bytes: 0 or 256 serve)
@@ -31,7 +32,7 @@
 
 source "$ROOT/scripts/build_tree.sh"
 
-parse_options --domains= --json --tokenizer= --bpe= --separator= -- "$@"
+parse_options --domains= --json --verify --tokenizer= --bpe= --separator= -- "$@"
 command=${ARGUMENTS[0]:-} name=${ARGUMENTS[1]:-}
 [[ -n $command ]] || fail 2 "needs a command: list, fetch, stats or tokens"
 contains "$command" list fetch stats tokens ||
@@ -42,7 +43,9 @@ most=2
 [[ $command == list || -n $name ]] || fail 2 "$command needs the NAME of a recipe; list shows them"
 [[ ! -v OPTION[domains] || $command == fetch || $command == tokens ]] ||
   fail 2 "$command takes no --domains"
-[[ ! -v OPTION[json] || $command == stats ]] || fail 2 "$command takes no --json"
+for option in json verify; do
+  [[ ! -v OPTION[$option] || $command == stats ]] || fail 2 "$command takes no --$option"
+done
 for option in tokenizer bpe separator; do
   [[ ! -v OPTION[$option] || $command == tokens ]] || fail 2 "$command takes no --$option"
 done
@@ -53,7 +56,9 @@ done
 
 words=("$command")
 [[ ! -v OPTION[domains] ]] || words+=("--domains=${OPTION[domains]}")
-[[ ! -v OPTION[json] ]] || words+=(--json)
+for option in json verify; do
+  [[ ! -v OPTION[$option] ]] || words+=("--$option")
+done
 for option in tokenizer bpe separator; do
   [[ ! -v OPTION[$option] ]] || words+=("--$option=${OPTION[$option]}")
 done

@@ -29,7 +29,7 @@
 #: of the command line or the config; 130 after Ctrl-C, which writes a checkpoint.
 #: Python: paperlab.train.fit.
 #:
-#: Example
+#: Example: tiny.json stands in libpaperlab/paperlab/train/README.md
 #:   ./paperlab train --config tiny.json --set training.steps=200 --out results/train/tiny
 
 source "$ROOT/scripts/build_tree.sh"

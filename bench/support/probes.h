@@ -17,13 +17,17 @@ constexpr int kNumStart = 192;
 //   prefetching
 //                 `prefetch_bytes` ahead (0: not); what doesn't fill a block of each run is left
 //                 out
-#define PAPERLAB_DECLARE_PROBES(isa)                                    \
-  namespace isa {                                                       \
-  double fma_rounds(long rounds, const double* start, double* sink);    \
-  double fma_rounds(long rounds, const float* start, float* sink);      \
-  double dot_rounds(long rounds, const float* start, float* sink);      \
-  float read_sum(const float* data, std::size_t count, int num_streams, \
-                 std::size_t prefetch_bytes);                           \
+//   copy_past_caches  copies whole lines of 16 floats with stores that leave no copy in a cache;
+//                 both addresses are on a line
+#define PAPERLAB_DECLARE_PROBES(isa)                                     \
+  namespace isa {                                                        \
+  double fma_rounds(long rounds, const double* start, double* sink);     \
+  double fma_rounds(long rounds, const float* start, float* sink);       \
+  double dot_rounds(long rounds, const float* start, float* sink);       \
+  float read_sum(const float* data, std::size_t count, int num_streams,  \
+                 std::size_t prefetch_bytes);                            \
+  void copy_past_caches(const float* from, float* to, std::size_t count, \
+                        std::size_t prefetch_bytes);                     \
   }
 
 PAPERLAB_DECLARE_PROBES(generic)

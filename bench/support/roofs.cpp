@@ -110,4 +110,26 @@ ReadRoof read_roof(const Executor& executor, const void* data, std::size_t bytes
   return best;
 }
 
+double copy_roof_gb_s(const Executor& executor, void* data, std::size_t bytes) {
+  const auto copy = select(detected_cpu_isa(), generic::copy_past_caches, avx2::copy_past_caches,
+                           avx512::copy_past_caches);
+  constexpr std::size_t kPiece = std::size_t{1} << 16U;  // floats
+  auto* from = static_cast<float*>(data);
+  const std::size_t num_pieces = bytes / sizeof(float) / 2 / kPiece;
+  double best = 0.0;
+  for (int pass = 0; pass < 4; ++pass) {
+    for (const std::size_t prefetch_bytes : {0, 1024, 4096}) {
+      const auto begin = std::chrono::steady_clock::now();
+      parallel_for(executor, static_cast<std::int64_t>(num_pieces), [&](std::int64_t task, int) {
+        const std::size_t at = static_cast<std::size_t>(task) * kPiece;
+        copy(from + at, from + num_pieces * kPiece + at, kPiece, prefetch_bytes);
+      });
+      const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
+      const auto copied = static_cast<double>(2 * num_pieces * kPiece * sizeof(float));
+      best = std::max(best, copied / passed.count() * 1e-9);
+    }
+  }
+  return best;
+}
+
 }  // namespace paperlab::bench

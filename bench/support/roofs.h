@@ -37,4 +37,8 @@ struct ReadRoof {
 // The best of several forms and passes over a buffer, which must be far larger than the caches.
 ReadRoof read_roof(const Executor& executor, const void* data, std::size_t bytes);
 
+// GB/s, read and written together, of copying the first half of a buffer (64-byte aligned, far
+// larger than the caches) to the second with stores past the caches: the best of several passes.
+double copy_roof_gb_s(const Executor& executor, void* data, std::size_t bytes);
+
 }  // namespace paperlab::bench

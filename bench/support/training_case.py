@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import paperlab
 import torch
@@ -150,7 +151,7 @@ class TorchTrainer:
     def __init__(self, loss: LossFunction, initial: Weights) -> None:
         self.loss = loss
         self.weights = {name: x.detach().clone().requires_grad_() for name, x in initial.items()}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [x for n, x in self.weights.items() if not n.endswith(NO_DECAY)]},
             {
                 "params": [x for n, x in self.weights.items() if n.endswith(NO_DECAY)],
@@ -203,7 +204,7 @@ def parts_of(profiler: profile) -> Parts:
     """Where the time went, in microseconds by part, forward and backward apart where both are
     products: an operator and what it calls count as the innermost part that has a name."""
     parts: Parts = defaultdict(float)
-    for event in profiler.events() or ():
+    for event in profiler.events() or ():  # type: ignore[no-untyped-call]
         part, is_backward, at = "", False, event
         while at is not None:
             part = part or part_of(at.name)

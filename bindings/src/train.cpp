@@ -70,6 +70,12 @@ void register_train(py::module_& m) {
       .def_readonly("loss", &train::StepRecord::loss)
       .def_readonly("grad_norm", &train::StepRecord::grad_norm)
       .def_readonly("learning_rate", &train::StepRecord::learning_rate);
+  m.def(
+      "set_tokenizer_files",
+      [](nn::HfDecoder& model, std::vector<std::string> paths) {
+        model.directory.tokenizer_files = std::move(paths);
+      },
+      py::arg("model"), py::arg("paths"));
   using Options = train::FitOptions;
   py::class_<Options>(m, "FitOptions")
       .def(py::init<>())

@@ -94,6 +94,7 @@ void Config::validate() const {
   for (const auto& [name, value] :
        {std::pair("seq_len", seq_len), std::pair("batch_size", batch_size),
         std::pair("num_steps", num_steps), std::pair("record_every", record_every),
+        std::pair("ffn_multiple", ffn_multiple),
         std::pair("validation_windows", validation_windows)}) {
     check(value >= 1, (std::string(name) + " must be >= 1").c_str(), std::to_string(value));
   }
@@ -102,22 +103,25 @@ void Config::validate() const {
   check(dtype == "float32" || dtype == "float64" || dtype == "bfloat16",
         "dtype must be float32, float64 or bfloat16", dtype);
   check(are_different(learning_rates), "learning_rates must be different numbers", "others");
-  check(are_different(seeds), "seeds must be different numbers", "others");
+  std::vector<std::uint64_t> all_seeds = seeds;
+  all_seeds.insert(all_seeds.end(), sweep_seeds.begin(), sweep_seeds.end());
+  check(!seeds.empty() && !sweep_seeds.empty() && are_different(all_seeds),
+        "seeds and sweep_seeds must be different numbers", "others");
   check(fig3_layers.size() == fig3_widths.size(), "as many fig3_layers as fig3_widths", "others");
   check(fig4_layers.size() == fig4_widths.size(), "as many fig4_layers as fig4_widths", "others");
   lib::check(model_config(*this, "mudd_window", {num_layers, d_model}));
 }
 
 lib::MuddConfig model_config(const Config& config, const std::string& method, Size size) {
-  constexpr std::int64_t kMultiple = 8;  // of FFN widths: 8 D / 3, rounded to it
   lib::MuddConfig model;
   model.vocab_size = 256;
   model.num_layers = size.num_layers;
   model.d_model = size.d_model;
   model.num_heads = config.num_heads;
-  model.d_ff =
-      std::max<std::int64_t>(1, std::llround(static_cast<double>(size.d_model) / 3.0)) * kMultiple;
-  model.ffn_round = kMultiple;
+  const auto multiple = static_cast<double>(config.ffn_multiple);
+  const std::int64_t count = std::llround(8.0 * static_cast<double>(size.d_model) / 3.0 / multiple);
+  model.d_ff = std::max<std::int64_t>(1, count) * config.ffn_multiple;
+  model.ffn_round = config.ffn_multiple;
   std::string variant = method;
   apply_suffix(config, variant, model);
   model.variant = variant_of(variant);
@@ -173,7 +177,7 @@ void Trainer::train_planned(const std::vector<Job>& jobs) {
     return;
   }
   const std::shared_ptr<const Text> text = open_text(config_, tokens_folder_);
-  config_.device == "cpu" ? train_side_by_side(todo, *text) : train_one_by_one(todo, *text);
+  config_.run_seconds == 0.0 ? train_side_by_side(todo, *text) : train_one_by_one(todo, *text);
 }
 
 void Trainer::train_side_by_side(const std::vector<Job>& jobs, const Text& text) {
@@ -186,7 +190,7 @@ void Trainer::train_side_by_side(const std::vector<Job>& jobs, const Text& text)
                     [this] { run_.progress(num_done_, num_planned_); }});
 }
 
-// On a GPU, within the limit of the call.
+// Within the limit of the call.
 void Trainer::train_one_by_one(const std::vector<Job>& jobs, const Text& text) {
   for (const Job& job : jobs) {
     run_.begin_part(config_.run_seconds);
@@ -198,16 +202,29 @@ void Trainer::train_one_by_one(const std::vector<Job>& jobs, const Text& text) {
 std::vector<Job> Trainer::sweep_jobs(const Series& series) const {
   std::vector<Job> jobs;
   for (const double rate : config_.learning_rates) {
-    jobs.push_back({.name = name_of(config_, series) + " rate " + number_text(rate) + " seed " +
-                            std::to_string(config_.sweep_seed),
-                    .method = series.method,
-                    .size = series.size,
-                    .learning_rate = rate,
-                    .embedding_std = config_.embedding_std,
-                    .seed = config_.sweep_seed,
-                    .num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps});
+    for (const std::uint64_t seed : config_.sweep_seeds) {
+      jobs.push_back({.name = name_of(config_, series) + " rate " + number_text(rate) + " seed " +
+                              std::to_string(seed),
+                      .method = series.method,
+                      .size = series.size,
+                      .learning_rate = rate,
+                      .embedding_std = config_.embedding_std,
+                      .seed = seed,
+                      .num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps});
+    }
   }
   return jobs;
+}
+
+// Means over the seeds of the sweep.
+std::vector<double> Trainer::losses_by_rate(const Series& series) const {
+  std::vector<double> means(config_.learning_rates.size());
+  const std::vector<Job> jobs = sweep_jobs(series);
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    const std::size_t count = config_.sweep_seeds.size();
+    means[i / count] += loss(jobs[i].name) / static_cast<double>(count);
+  }
+  return means;
 }
 
 std::vector<Job> Trainer::fresh_jobs(const Series& series, double rate) const {
@@ -226,15 +243,14 @@ std::vector<Job> Trainer::fresh_jobs(const Series& series, double rate) const {
 }
 
 double Trainer::best_rate(const Series& series) const {
-  double best = config_.learning_rates.front();
-  double least = INFINITY;
-  for (const Job& job : sweep_jobs(series)) {
-    if (const double value = loss(job.name); value < least) {
-      least = value;
-      best = job.learning_rate;
+  std::size_t best = 0;
+  const std::vector<double> losses = losses_by_rate(series);
+  for (std::size_t i = 1; i < losses.size(); ++i) {
+    if (std::isnan(losses[best]) || losses[i] < losses[best]) {
+      best = i;
     }
   }
-  return best;
+  return config_.learning_rates[best];
 }
 
 void Trainer::sweep(const std::vector<Series>& all) {
@@ -259,11 +275,8 @@ void Trainer::sweep(const std::vector<Series>& all) {
     if (run_.find("best rate " + name)) {
       continue;
     }
-    std::vector<double> by_rate;
-    for (const Job& job : sweep_jobs(series)) {
-      by_rate.push_back(loss(job.name));
-    }
-    run_.series("sweep " + name, {{"learning_rate", config_.learning_rates}, {"loss", by_rate}});
+    run_.series("sweep " + name,
+                {{"learning_rate", config_.learning_rates}, {"loss", losses_by_rate(series)}});
     run_.series("seeds " + name,
                 {{"seed", {config_.seeds.begin(), config_.seeds.end()}}, {"loss", losses(series)}});
     run_.scalar("mean loss " + name, mean_loss(series));

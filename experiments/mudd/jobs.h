@@ -38,7 +38,7 @@ struct Job {
 // "_2x2", "_1x2", "_2x1" (dilation x period), "_window".
 paperlab::mudd::MuddConfig model_config(const Config& config, const std::string& method, Size size);
 
-// A method's runs: a sweep over learning rates with one seed, and the best rate with fresh seeds.
+// A method's runs: a sweep over learning rates with some seeds, and the best rate with fresh ones.
 struct Series {
   std::string method;
   Size size{};
@@ -84,6 +84,7 @@ class Trainer {
   void train_one_by_one(const std::vector<Job>& jobs, const Text& text);
   void train_side_by_side(const std::vector<Job>& jobs, const Text& text);
   std::vector<Job> sweep_jobs(const Series& series) const;
+  std::vector<double> losses_by_rate(const Series& series) const;
   std::vector<Job> fresh_jobs(const Series& series, double rate) const;
   double best_rate(const Series& series) const;
 

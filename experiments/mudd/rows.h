@@ -18,6 +18,7 @@ struct Config {
   std::int64_t num_layers = 8;
   std::int64_t d_model = 64;
   std::int64_t num_heads = 4;
+  std::int64_t ffn_multiple = 8;  // FFN widths are 8/3 of d_model, rounded to it
   std::int64_t seq_len = 64;
   std::int64_t batch_size = 16;
   std::int64_t num_steps = 300;
@@ -31,7 +32,7 @@ struct Config {
   double control_embedding_std = 0.02;
   double control_rate = 3e-3;
   std::vector<double> learning_rates = {1.5e-3, 3e-3, 6e-3, 1.2e-2};
-  std::uint64_t sweep_seed = 0;
+  std::vector<std::uint64_t> sweep_seeds = {0, 4};  // the best rate is that of their mean loss
   std::vector<std::uint64_t> seeds = {1, 2, 3};
   std::int64_t validation_windows = 512;
   std::vector<std::int64_t> fig3_layers = {4, 6, 8};
@@ -40,7 +41,7 @@ struct Config {
   std::vector<std::int64_t> fig4_widths = {64, 32};
   double fig3_bytes_per_parameter = 0.0;  // 0: num_steps at each size
   std::int64_t fig9_window = 2;
-  double run_seconds = 0.0;  // expected for one training run on a GPU, against --limit
+  double run_seconds = 0.0;  // > 0: runs are made one by one and take so long, see --limit
 
   void fields(auto&& visit) {
     visit("corpus", corpus);
@@ -50,6 +51,7 @@ struct Config {
     visit("num_layers", num_layers);
     visit("d_model", d_model);
     visit("num_heads", num_heads);
+    visit("ffn_multiple", ffn_multiple);
     visit("seq_len", seq_len);
     visit("batch_size", batch_size);
     visit("num_steps", num_steps);
@@ -63,7 +65,7 @@ struct Config {
     visit("control_embedding_std", control_embedding_std);
     visit("control_rate", control_rate);
     visit("learning_rates", learning_rates);
-    visit("sweep_seed", sweep_seed);
+    visit("sweep_seeds", sweep_seeds);
     visit("seeds", seeds);
     visit("validation_windows", validation_windows);
     visit("fig3_layers", fig3_layers);

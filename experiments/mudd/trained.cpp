@@ -122,7 +122,7 @@ void embedding_control(const Config& config, Run& run, const std::string& tokens
                       .size = trainer.usual(method).size,
                       .learning_rate = config.control_rate,
                       .embedding_std = embedding_std,
-                      .seed = config.sweep_seed,
+                      .seed = config.sweep_seeds.front(),
                       .num_steps = config.num_steps});
     }
     std.push_back(embedding_std);

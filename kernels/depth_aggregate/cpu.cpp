@@ -10,7 +10,7 @@ namespace {
 
 // By the number of registers: weights of all ways and sources of a group, and sums.
 #if defined(__AVX512F__)
-constexpr int kMostSources = 4;
+constexpr int kMostSources = 6;
 constexpr int kMostBackward = 2;
 constexpr int kMostVecs = 4;
 #else
@@ -160,18 +160,16 @@ void add_group(const SumGroup<T>& of) {
   });
 }
 
-template <class T, int kWays>
-void add_group(const SumGroup<T>& of, std::int64_t sources) {
-  switch (sources) {
-    case 1:
-      return add_group<T, kWays, 1>(of);
-    case 2:
-      return add_group<T, kWays, 2>(of);
-    case 3:
-      return add_group < T, kWays, kMostSources<3 ? 1 : 3>(of);
-    default:
-      return add_group < T, kWays, kMostSources<4 ? 1 : 4>(of);
+// kSources or fewer of them.
+template <class T, int kWays, int kSources>
+void add_sources(const SumGroup<T>& of, std::int64_t sources) {
+  if constexpr (kSources > 1) {
+    if (sources < kSources) {
+      add_sources<T, kWays, kSources - 1>(of, sources);
+      return;
+    }
   }
+  add_group<T, kWays, kSources>(of);
 }
 
 // Ways first_way.. of the tokens.
@@ -204,7 +202,7 @@ void sum_tokens(const DepthAggregate& problem, void* const* out, std::int64_t fi
     of.columns = grid.columns(at);
     of.is_first = at.group == 0;
     of.is_last = at.group + 1 == grid.num_groups;
-    add_group<T, kWays>(of, count);
+    add_sources<T, kWays, kMostSources>(of, count);
   }
 }
 
@@ -296,6 +294,17 @@ void gradients_of_group(const GradientGroup<T>& of) {
       store(to, of.adds_products ? load(to) + products[c][g] : products[c][g]);
     });
   });
+}
+
+template <class T, int kWays, int kSources>
+void gradients_of_sources(const GradientGroup<T>& of, std::int64_t sources) {
+  if constexpr (kSources > 1) {
+    if (sources < kSources) {
+      gradients_of_sources<T, kWays, kSources - 1>(of, sources);
+      return;
+    }
+  }
+  gradients_of_group<T, kWays, kSources>(of);
 }
 
 // The sum of each of `count` vectors; both arrays have room for whole squares.
@@ -405,11 +414,7 @@ class TokenGradients {
       for (int c = 0; c < kWays; ++c) {
         of.of_sum[c] = static_cast<const T*>(gradients_.grad_out[ways.way[c]]) + grid_.element(at);
       }
-      if (count == 1) {
-        gradients_of_group<T, kWays, 1>(of);
-      } else {
-        gradients_of_group<T, kWays, kMostBackward>(of);
-      }
+      gradients_of_sources<T, kWays, kMostBackward>(of, count);
     }
   }
 
@@ -523,11 +528,13 @@ void product_tile(const RowProduct<T>& of, std::int64_t row, std::int64_t column
 
 template <class T, int kVecs>
 void product_columns(const RowProduct<T>& of, std::int64_t rows, std::int64_t column) {
+  // Sums fill the registers.
+  constexpr int kRows = kVecs == kMostVecs ? 6 : kVecs == 3 ? 8 : 12;
   for (std::int64_t k = 0; k == 0 || k < of.k; k += kTerms) {
     const TokenRange terms = {k, least(k + kTerms, of.k)};
     std::int64_t row = 0;
-    for (; row + 6 <= rows; row += 6) {
-      product_tile<T, 6, kVecs>(of, row, column, terms);
+    for (; row + kRows <= rows; row += kRows) {
+      product_tile<T, kRows, kVecs>(of, row, column, terms);
     }
     for (; row + 2 <= rows; row += 2) {
       product_tile<T, 2, kVecs>(of, row, column, terms);
@@ -654,15 +661,16 @@ void generate(const ConnectionWeights& problem, const GeneratorPanels& panels,
   }
 }
 
-// With Z the token's and dZ its gradient: mean(dN N) = dZ Z / D, because N = x r, Z = N w1.
+// h, and the gradient of z times r from that of h. With Z the token's and dZ its gradient,
+// mean(dN N) = dZ Z / D, because N = x r and Z = N w1; of_x [tokens] is set to that times r^2.
 void grad_z(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
-            const GeneratorRows& rows, std::int64_t begin, TokenRange tokens) {
+            const GeneratorRows& rows, TokenRange tokens, float* of_x) {
   const std::int64_t hidden = problem.hidden_size;
   for (std::int64_t n = tokens.begin; n < tokens.end; ++n) {
     const auto* z = static_cast<const float*>(gradients.z) + n * hidden;
     const float r = static_cast<const float*>(gradients.inverse_rms)[n];
-    float* h = rows.h + (n - begin) * hidden;
-    float* grad = rows.grad_z + (n - begin) * hidden;
+    float* h = rows.h + (n - rows.begin) * hidden;
+    float* grad = rows.grad_z + (n - rows.begin) * hidden;
     VecF sum = zero();
     for_each_vector(hidden, [&](std::int64_t k, std::int64_t count) {
       const VecF value = load_row(z + k, count);
@@ -672,33 +680,51 @@ void grad_z(const ConnectionWeights& problem, const ConnectionWeightsGradients& 
       store_row(grad + k, count, of_z);
       sum = fma(of_z, value, sum);
     });
-    rows.of_x[n - begin] = sum_of_lanes(sum) * r / static_cast<float>(problem.width);
+    of_x[n - tokens.begin] = sum_of_lanes(sum) * r / static_cast<float>(problem.width);
   }
 }
 
+// product [tokens, padded D]: grad_z w1^T.
 template <class T>
-void grad_x_of_tokens(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
-                      const GeneratorRows& rows, std::int64_t begin, TokenRange tokens) {
+void grad_x(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
+            const float* product, const float* of_x, TokenRange tokens) {
   const std::int64_t width = problem.width;
   for (std::int64_t n = tokens.begin; n < tokens.end; ++n) {
     const auto* x = static_cast<const T*>(problem.x) + n * width;
-    const float* product = rows.product + (n - begin) * width;
+    const float* of_z = product + (n - tokens.begin) * padded(width);
     auto* to = static_cast<T*>(gradients.grad_x) + n * width;
-    const VecF of_x = set1(-rows.of_x[n - begin]);
+    const VecF minus_of_x = set1(-of_x[n - tokens.begin]);
     const bool is_added = gradients.adds_to_grad_x;
     for_each_vector(width, [&](std::int64_t d, std::int64_t count) {
-      const VecF grad = fma(of_x, load_row(x + d, count), load_row(product + d, count));
+      const VecF grad = fma(minus_of_x, load_row(x + d, count), load_row(of_z + d, count));
       store_row(to + d, count, is_added ? load_row(to + d, count) + grad : grad);
     });
   }
 }
 
-void grad_x(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
-            const GeneratorRows& rows, std::int64_t begin, TokenRange tokens) {
+void generate_backward(const ConnectionWeights& problem,
+                       const ConnectionWeightsGradients& gradients, const GradientPanels& panels,
+                       const GeneratorRows& rows, TokenRange tokens, float* scratch) {
+  const std::int64_t count = problem.num_weights;
+  const std::int64_t hidden = problem.hidden_size;
+  const std::int64_t stride = padded(problem.width);
+  float* of_x = scratch;
+  float* of_z = scratch + padded(tokens.size());
+  float* grad = rows.grad_z + (tokens.begin - rows.begin) * hidden;
+  const auto* grad_weights =
+      static_cast<const float*>(gradients.grad_weights) + tokens.begin * count;
+  product<float>({grad_weights, count, count, panels.w2, hidden, nullptr, grad, hidden},
+                 tokens.size());
+  grad_z(problem, gradients, rows, tokens, of_x);
+  if (gradients.grad_x == nullptr) {
+    return;
+  }
+  product<float>({grad, hidden, hidden, panels.w1, problem.width, nullptr, of_z, stride},
+                 tokens.size());
   if (problem.dtype == DType::kFloat32) {
-    grad_x_of_tokens<float>(problem, gradients, rows, begin, tokens);
+    grad_x<float>(problem, gradients, of_z, of_x, tokens);
   } else {
-    grad_x_of_tokens<std::uint16_t>(problem, gradients, rows, begin, tokens);
+    grad_x<std::uint16_t>(problem, gradients, of_z, of_x, tokens);
   }
 }
 
@@ -722,6 +748,30 @@ void pack(const void* from, DType dtype, std::int64_t columns, TokenRange rows, 
     pack_rows(static_cast<const float*>(from), columns, rows, to);
   } else {
     pack_rows(static_cast<const std::uint16_t*>(from), columns, rows, to);
+  }
+}
+
+// Lines of 16 columns are read, and written in as many places.
+template <class T>
+void pack_columns(const T* from, std::int64_t rows, std::int64_t columns, TokenRange range,
+                  float* to) {
+  const std::int64_t stride = padded(rows);
+  for (std::int64_t first = range.begin; first < range.end; first += 16) {
+    const std::int64_t last = least(first + 16, range.end);
+    for (std::int64_t row = 0; row < stride; ++row) {
+      for (std::int64_t column = first; column < last; ++column) {
+        to[column * stride + row] = row < rows ? number(from + row * columns + column) : 0.0F;
+      }
+    }
+  }
+}
+
+void pack_transposed(const void* from, DType dtype, std::int64_t rows, std::int64_t columns,
+                     TokenRange range, float* to) {
+  if (dtype == DType::kFloat32) {
+    pack_columns(static_cast<const float*>(from), rows, columns, range, to);
+  } else {
+    pack_columns(static_cast<const std::uint16_t*>(from), rows, columns, range, to);
   }
 }
 
@@ -769,7 +819,8 @@ void narrow(const float* from, std::int64_t count, DType dtype, void* to) {
 }  // namespace
 
 DepthAggregateCpu depth_aggregate_cpu() {
-  return {pack, add, generate, forward, backward, grad_z, grad_x, add_rows, narrow};
+  return {pack,     pack_transposed,   add,      generate, forward,
+          backward, generate_backward, add_rows, narrow};
 }
 
 }  // namespace paperlab::kernels::PAPERLAB_ISA

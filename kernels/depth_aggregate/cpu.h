@@ -13,17 +13,26 @@ struct GeneratorPanels {
   const float* bias;  // [C J]
 };
 
-// What the generator's backward pass needs of tokens begin..end-1, rows from `begin` on.
+// The same turned over, for the backward pass; rows are padded to padded(columns).
+struct GradientPanels {
+  const float* w1;  // [K, D]
+  const float* w2;  // [C J, K]
+};
+
+// What the parameters' gradients are made of: gelu(z), and the gradient of z times r. Rows of the
+// tokens from `begin` on.
 struct GeneratorRows {
-  float* h;        // [., K]: gelu(z) is written
-  float* grad_z;   // [., K]: the gradient of h becomes that of z times r
-  float* of_x;     // [.]: what the state's gradient has of the state itself is written
-  float* product;  // [., D]: grad_z w1^T
+  float* h;       // [., K]
+  float* grad_z;  // [., K]
+  std::int64_t begin;
 };
 
 struct DepthAggregateCpu {
   // Rows of `columns` numbers as float32, each padded with zeros.
   void (*pack)(const void* from, DType dtype, std::int64_t columns, TokenRange rows, float* to);
+  // Columns `range` of a matrix [rows, columns] as rows, likewise.
+  void (*pack_transposed)(const void* from, DType dtype, std::int64_t rows, std::int64_t columns,
+                          TokenRange range, float* to);
   // to = a + b, elements begin..end-1.
   void (*add)(DType dtype, const void* a, const void* b, TokenRange elements, void* to);
   // Weights, z and inverse_rms of the tokens; scratch: padded(K) numbers a token.
@@ -36,10 +45,11 @@ struct DepthAggregateCpu {
   // part of the weights' gradient. scratch: backward_scratch numbers.
   void (*backward)(const DepthAggregate& problem, const DepthAggregateGradients& gradients,
                    TokenRange tokens, float* scratch, float* sums);
-  void (*grad_z)(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
-                 const GeneratorRows& rows, std::int64_t begin, TokenRange tokens);
-  void (*grad_x)(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
-                 const GeneratorRows& rows, std::int64_t begin, TokenRange tokens);
+  // The tokens' rows, and their part of the state's gradient. scratch: generate_scratch numbers.
+  void (*generate_backward)(const ConnectionWeights& problem,
+                            const ConnectionWeightsGradients& gradients,
+                            const GradientPanels& panels, const GeneratorRows& rows,
+                            TokenRange tokens, float* scratch);
   // sums [columns] += rows of a matrix [rows, columns], in order.
   void (*add_rows)(const float* from, std::int64_t rows, std::int64_t columns, float* sums);
   // `count` numbers as `dtype`.
@@ -49,6 +59,11 @@ struct DepthAggregateCpu {
 // A vector of at most 16 lanes for each weight, and room for their sums.
 PAPERLAB_HD constexpr std::int64_t backward_scratch(std::int64_t num_weights) {
   return padded(num_weights) * 17;
+}
+
+// Of generate_backward.
+PAPERLAB_HD constexpr std::int64_t generate_scratch(std::int64_t tokens, std::int64_t width) {
+  return padded(tokens) + tokens * padded(width);
 }
 
 namespace generic {

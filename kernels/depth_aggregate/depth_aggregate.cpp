@@ -159,7 +159,7 @@ void run_step(const DepthStep& problem, const ConnectionWeightsResult& result, v
   const std::int64_t num_tokens = problem.generator.num_tokens;
   const std::int64_t width = problem.generator.width;
   const bool generates = result.weights != nullptr;
-  const std::int64_t size = tokens_of_task(width, generates);
+  const std::int64_t size = generates ? tokens_of_generator(width) : tokens_of_task(width);
   const std::int64_t scratch_size = generates ? size * padded(problem.generator.hidden_size) : 0;
   const Lines scratch = take_floats(executor.num_workers() * scratch_size);
   const std::unique_ptr<PackedGenerator> packed =
@@ -182,7 +182,7 @@ void run_step(const DepthStep& problem, const ConnectionWeightsResult& result, v
   });
 }
 
-// The gradients of a sum, some blocks of tokens at a time.
+// The gradients of a sum, a block of tokens at a time.
 class SumBackward {
  public:
   SumBackward(const DepthAggregate& problem, const DepthAggregateGradients& gradients,
@@ -192,32 +192,32 @@ class SumBackward {
         kernel_(kernel),
         executor_(executor),
         num_weights_(problem.num_ways * problem.num_sources),
-        size_(tokens_of_task(problem.width, false)),
-        num_blocks_(num_blocks(problem.num_tokens, size_)),
-        scratch_(take_floats(executor.num_workers() * backward_scratch(num_weights_))),
-        sums_(is_static() ? take_floats(num_blocks_ * num_weights_) : nullptr) {}
+        scratch_(take_floats(executor.num_workers() * backward_scratch(num_weights_))) {}
 
-  std::int64_t block_size() const { return size_; }
-
-  // Blocks that begin in these tokens.
-  void run(TokenRange tokens) {
-    const std::int64_t first = num_blocks(tokens.begin, size_);
-    parallel_for(
-        executor_, num_blocks(tokens.end, size_) - first, [&](std::int64_t task, int worker) {
-          const std::int64_t block = first + task;
-          kernel_.backward(problem_, gradients_, block_at(problem_.num_tokens, size_, block),
-                           floats(scratch_) + worker * backward_scratch(num_weights_),
-                           is_static() ? floats(sums_) + block * num_weights_ : nullptr);
-        });
+  void run(TokenRange tokens, int worker, float* sums) const {
+    kernel_.backward(problem_, gradients_, tokens,
+                     floats(scratch_) + worker * backward_scratch(num_weights_), sums);
   }
 
-  // Where all tokens have the same weights: their gradient, the blocks' parts in order.
-  void finish() const {
-    if (!is_static() || gradients_.grad_weights == nullptr) {
-      return;
+  // All tokens.
+  void run_all() const {
+    const std::int64_t size = tokens_of_task(problem_.width);
+    const std::int64_t count = num_blocks(problem_.num_tokens, size);
+    const bool is_static = problem_.token_stride == 0;
+    const Lines sums = take_floats(is_static ? count * num_weights_ : 0);
+    for_blocks(executor_, problem_.num_tokens, size, [&](TokenRange tokens, int worker) {
+      run(tokens, worker, floats(sums) + (is_static ? tokens.begin / size * num_weights_ : 0));
+    });
+    if (is_static && gradients_.grad_weights != nullptr) {
+      store_sum(floats(sums), count);
     }
+  }
+
+ private:
+  // Where all tokens have the same weights: their gradient, the blocks' parts in order.
+  void store_sum(const float* parts, std::int64_t count) const {
     std::vector<float> sums(static_cast<std::size_t>(num_weights_));
-    kernel_.add_rows(floats(sums_), num_blocks_, num_weights_, sums.data());
+    kernel_.add_rows(parts, count, num_weights_, sums.data());
     for (std::int64_t c = 0; c < problem_.num_ways; ++c) {
       std::memcpy(static_cast<float*>(gradients_.grad_weights) + c * problem_.way_stride,
                   sums.data() + c * problem_.num_sources,
@@ -225,18 +225,12 @@ class SumBackward {
     }
   }
 
- private:
-  bool is_static() const { return problem_.token_stride == 0; }
-
   const DepthAggregate& problem_;
   const DepthAggregateGradients& gradients_;
   const DepthAggregateCpu& kernel_;
   const Executor& executor_;
   std::int64_t num_weights_;
-  std::int64_t size_;
-  std::int64_t num_blocks_;
   Lines scratch_;
-  Lines sums_;
 };
 
 // A parameter's gradient, added up in float32 pass by pass.
@@ -278,39 +272,62 @@ class ParameterSum {
   Lines part_;
 };
 
-// The generator's gradients, a pass of tokens at a time; the products are injected.
+// The generator's gradients, a pass of tokens at a time; the products over tokens are injected.
 class GeneratorBackward {
  public:
-  // Passes have at most `size` tokens.
+  // `sum` is absent, or comes first, block by block.
   GeneratorBackward(const ConnectionWeights& problem, const ConnectionWeightsGradients& gradients,
-                    const DepthAggregateCpu& kernel, GemmFunction multiply,
-                    const Executor& executor, std::int64_t size)
+                    const SumBackward* sum, const DepthAggregateCpu& kernel, GemmFunction multiply,
+                    const Executor& executor)
       : problem_(problem),
         gradients_(gradients),
+        sum_(sum),
         kernel_(kernel),
         multiply_(multiply),
         executor_(executor),
         hidden_(problem.hidden_size),
+        block_(tokens_of_generator(problem.width)),
         grad_w1_(gradients.grad_w1, problem.dtype, problem.width * hidden_),
         grad_w2_(gradients.grad_w2, problem.dtype, hidden_ * problem.num_weights),
         grad_bias_(gradients.grad_bias, problem.dtype, problem.num_weights),
-        h_(take_floats(size * hidden_)),
-        grad_z_(take_floats(size * hidden_)),
-        of_x_(take_floats(size)),
-        product_(take_floats(gradients.grad_x == nullptr ? 0 : size * problem.width)) {}
+        w1_(pack_transposed(problem.w1, problem.width, hidden_)),
+        w2_(pack_transposed(problem.w2, hidden_, problem.num_weights)),
+        scratch_(take_floats(executor.num_workers() * generate_scratch(block_, problem.width))) {}
 
-  void run(TokenRange tokens) {
-    const auto* grad_weights =
-        static_cast<const float*>(gradients_.grad_weights) + tokens.begin * problem_.num_weights;
-    if (grad_bias_.is_wanted()) {
-      kernel_.add_rows(grad_weights, tokens.size(), problem_.num_weights, grad_bias_.data());
+  void run() {
+    const std::int64_t size = num_blocks(tokens_of_pass(problem_.width), block_) * block_;
+    const std::int64_t rows = problem_.num_tokens < size ? problem_.num_tokens : size;
+    h_ = take_floats(rows * hidden_);
+    grad_z_ = take_floats(rows * hidden_);
+    for (std::int64_t begin = 0; begin < problem_.num_tokens; begin += size) {
+      const TokenRange tokens = block_at(problem_.num_tokens, size, begin / size);
+      for_blocks(executor_, tokens.size(), block_, [&](TokenRange part, int worker) {
+        run_block({begin + part.begin, begin + part.end}, begin, worker);
+      });
+      add_parameters(tokens);
+    }
+    grad_w1_.finish(kernel_);
+    grad_w2_.finish(kernel_);
+    grad_bias_.finish(kernel_);
+  }
+
+ private:
+  Lines pack_transposed(const void* from, std::int64_t rows, std::int64_t columns) const {
+    Lines lines = take_floats(columns * padded(rows));
+    for_blocks(executor_, columns, 16, [&](TokenRange range, int /*worker*/) {
+      kernel_.pack_transposed(from, problem_.dtype, rows, columns, range, floats(lines));
+    });
+    return lines;
+  }
+
+  void run_block(TokenRange tokens, std::int64_t begin, int worker) const {
+    if (sum_ != nullptr) {
+      sum_->run(tokens, worker, nullptr);
     }
     if (hidden_ > 0) {
-      find_grad_z(tokens, grad_weights);
-      add_parameters(tokens, grad_weights);
-      if (gradients_.grad_x != nullptr) {
-        find_grad_x(tokens);
-      }
+      kernel_.generate_backward(
+          problem_, gradients_, {floats(w1_), floats(w2_)}, {floats(h_), floats(grad_z_), begin},
+          tokens, floats(scratch_) + worker * generate_scratch(block_, problem_.width));
     } else if (gradients_.grad_x != nullptr && !gradients_.adds_to_grad_x) {
       const std::int64_t row = problem_.width * bytes_of(problem_.dtype);
       std::memset(static_cast<std::byte*>(gradients_.grad_x) + tokens.begin * row, 0,
@@ -318,87 +335,52 @@ class GeneratorBackward {
     }
   }
 
-  void finish() const {
-    grad_w1_.finish(kernel_);
-    grad_w2_.finish(kernel_);
-    grad_bias_.finish(kernel_);
+  // to [m, n] = sum over the tokens of row m of a and row n of b, both [tokens, .].
+  void product(std::int64_t m, std::int64_t n, std::int64_t num_tokens, const float* a,
+               const float* b, float* to) const {
+    multiply_({DType::kFloat32, m, n, num_tokens, {a, 1, m}, {b, 1, n}, nullptr, to, n}, executor_);
   }
 
- private:
-  GeneratorRows rows() const {
-    return {floats(h_), floats(grad_z_), floats(of_x_), floats(product_)};
-  }
-
-  void product(std::int64_t m, std::int64_t n, std::int64_t k, GemmOperand a, GemmOperand b,
-               float* c) const {
-    multiply_({DType::kFloat32, m, n, k, a, b, nullptr, c, n}, executor_);
-  }
-
-  template <class Body>
-  void for_tokens(TokenRange tokens, std::int64_t columns, Body body) const {
-    for_blocks(executor_, tokens.size(), 1 + kTaskElements / columns,
-               [&](TokenRange part, int /*worker*/) {
-                 body(TokenRange{tokens.begin + part.begin, tokens.begin + part.end});
-               });
-  }
-
-  void find_grad_z(TokenRange tokens, const float* grad_weights) {
-    const std::int64_t count = problem_.num_weights;
-    const float* w2 =
-        as_float32(problem_.w2, problem_.dtype, 0, hidden_ * count, kernel_, executor_, w2_);
-    product(tokens.size(), hidden_, count, {grad_weights, count, 1}, {w2, count, 1},
-            floats(grad_z_));
-    for_tokens(tokens, 4 * hidden_, [&](TokenRange part) {  // four: gelu takes longer than a sum
-      kernel_.grad_z(problem_, gradients_, rows(), tokens.begin, part);
-    });
-  }
-
-  void add_parameters(TokenRange tokens, const float* grad_weights) {
+  void add_parameters(TokenRange tokens) {
     const std::int64_t count = problem_.num_weights;
     const std::int64_t width = problem_.width;
     const bool is_first = tokens.begin == 0;
-    if (grad_w2_.is_wanted()) {
+    const auto* grad_weights =
+        static_cast<const float*>(gradients_.grad_weights) + tokens.begin * count;
+    if (grad_bias_.is_wanted()) {
+      kernel_.add_rows(grad_weights, tokens.size(), count, grad_bias_.data());
+    }
+    if (grad_w2_.is_wanted() && hidden_ > 0) {
       grad_w2_.add(is_first, kernel_, [&](float* to) {
-        product(hidden_, count, tokens.size(), {floats(h_), 1, hidden_}, {grad_weights, 1, count},
-                to);
+        product(hidden_, count, tokens.size(), floats(h_), grad_weights, to);
       });
     }
-    if (grad_w1_.is_wanted()) {
+    if (grad_w1_.is_wanted() && hidden_ > 0) {
       const float* x = as_float32(problem_.x, problem_.dtype, tokens.begin * width,
                                   tokens.size() * width, kernel_, executor_, x_);
       grad_w1_.add(is_first, kernel_, [&](float* to) {
-        product(width, hidden_, tokens.size(), {x, 1, width}, {floats(grad_z_), 1, hidden_}, to);
+        product(width, hidden_, tokens.size(), x, floats(grad_z_), to);
       });
     }
-  }
-
-  void find_grad_x(TokenRange tokens) {
-    const std::int64_t width = problem_.width;
-    const float* w1 =
-        as_float32(problem_.w1, problem_.dtype, 0, width * hidden_, kernel_, executor_, w1_);
-    product(tokens.size(), width, hidden_, {floats(grad_z_), hidden_, 1}, {w1, hidden_, 1},
-            floats(product_));
-    for_tokens(tokens, width, [&](TokenRange part) {
-      kernel_.grad_x(problem_, gradients_, rows(), tokens.begin, part);
-    });
   }
 
   const ConnectionWeights& problem_;
   const ConnectionWeightsGradients& gradients_;
+  const SumBackward* sum_;
   const DepthAggregateCpu& kernel_;
   GemmFunction multiply_;
   const Executor& executor_;
   std::int64_t hidden_;
+  std::int64_t block_;
   ParameterSum grad_w1_;
   ParameterSum grad_w2_;
   ParameterSum grad_bias_;
+  Lines w1_;
+  Lines w2_;
+  Lines scratch_;
   Lines h_;
   Lines grad_z_;
-  Lines of_x_;
-  Lines product_;
-  Lines w1_;  // bfloat16: in float32, like the next two
-  Lines w2_;
-  Lines x_;
+  Lines x_;  // bfloat16: a pass's states in float32
 };
 
 // Of the newest source, or none.
@@ -456,12 +438,7 @@ void connection_weights_backward(const ConnectionWeights& problem,
     return;
   }
   const DepthAggregateCpu kernel = cpu();
-  const std::int64_t size = tokens_of_pass(problem.width);
-  GeneratorBackward generator(problem, gradients, kernel, multiply, executor, size);
-  for (std::int64_t begin = 0; begin < problem.num_tokens; begin += size) {
-    generator.run(block_at(problem.num_tokens, size, begin / size));
-  }
-  generator.finish();
+  GeneratorBackward(problem, gradients, nullptr, kernel, multiply, executor).run();
 }
 
 void depth_aggregate(const DepthAggregate& problem, void* const* out, const Executor& executor) {
@@ -485,9 +462,7 @@ void depth_aggregate_backward(const DepthAggregate& problem,
     return;
   }
   const DepthAggregateCpu kernel = cpu();
-  SumBackward sum(problem, gradients, kernel, executor);
-  sum.run({0, problem.num_tokens});
-  sum.finish();
+  SumBackward(problem, gradients, kernel, executor).run_all();
 }
 
 void depth_step(const DepthStep& problem, const ConnectionWeightsResult& result, void* const* out,
@@ -520,16 +495,8 @@ void depth_step_backward(const DepthStep& problem, const DepthStepGradients& gra
     return;
   }
   const DepthAggregateCpu kernel = cpu();
-  SumBackward sum(problem.aggregate, gradients.aggregate, kernel, executor);
-  const std::int64_t size =
-      num_blocks(tokens_of_pass(problem.generator.width), sum.block_size()) * sum.block_size();
-  GeneratorBackward of_weights(problem.generator, generator, kernel, multiply, executor, size);
-  for (std::int64_t begin = 0; begin < problem.generator.num_tokens; begin += size) {
-    const TokenRange tokens = block_at(problem.generator.num_tokens, size, begin / size);
-    sum.run(tokens);
-    of_weights.run(tokens);
-  }
-  of_weights.finish();
+  const SumBackward sum(problem.aggregate, gradients.aggregate, kernel, executor);
+  GeneratorBackward(problem.generator, generator, &sum, kernel, multiply, executor).run();
 }
 
 }  // namespace paperlab::kernels

@@ -23,20 +23,24 @@ PAPERLAB_HD constexpr TokenRange block_at(std::int64_t count, std::int64_t size,
   return {index * size, end < count ? end : count};
 }
 
-// Columns of a token that are summed at a time: the sums of four ways, 8 KiB, stay in the
+// Columns of a token that are summed at a time: the sums of four ways, 4 KiB, stay in the
 // first-level cache beside the sources that come in.
-constexpr std::int64_t kChunkColumns = 512;
+constexpr std::int64_t kChunkColumns = 256;
 
 // Ways whose sums are made together.
 constexpr std::int64_t kMostWays = 4;
 
-// Tokens of a task: some tens of microseconds of work; with weights to generate more of them,
-// because their matrices are read for each task.
-PAPERLAB_HD constexpr std::int64_t tokens_of_task(std::int64_t width, bool generates) {
-  const std::int64_t tokens = (generates ? 131072 : 16384) / width;
-  const std::int64_t least = generates ? 8 : 1;
-  const std::int64_t most = generates ? 128 : 1024;
-  return tokens < least ? least : tokens < most ? tokens : most;
+// Tokens of a task: some tens of microseconds of work.
+PAPERLAB_HD constexpr std::int64_t tokens_of_task(std::int64_t width) {
+  const std::int64_t tokens = 16384 / width;
+  return tokens < 1 ? 1 : tokens < 1024 ? tokens : 1024;
+}
+
+// The same where weights are generated: more of them, because their matrices are read for each
+// task, but so that their states stay in the second-level cache; a multiple of 6, 8 and 12, the
+// heights of a product's tile.
+PAPERLAB_HD constexpr std::int64_t tokens_of_generator(std::int64_t width) {
+  return width <= 1024 ? 96 : width <= 2048 ? 48 : 24;
 }
 
 // Tokens of a step of the backward pass: their states, 4 MiB in float32, stay in the last-level

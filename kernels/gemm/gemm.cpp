@@ -1,6 +1,7 @@
 #include "kernels/gemm/gemm.h"
 
 #include <string>
+#include <utility>
 
 #include "kernels/common/dispatch.h"
 #include "kernels/common/lines.h"
@@ -116,18 +117,30 @@ class TiledProduct {
     packed_ = slab;
     parallel_for(executor_, num_a + num_b, [&](std::int64_t task, int) {
       if (task < num_a) {
-        const GemmRange rows = tiles_.rows(slab.rows.begin + task / blocks);
+        const auto [panel, block] = panel_and_block(problem_.a, task, num_a / blocks, blocks);
+        const GemmRange rows = tiles_.rows(slab.rows.begin + panel);
         cpu_.pack({&problem_.a, problem_.dtype, rows.begin, rows.size(), problem_.m - rows.begin,
-                   rows.size(), tiles_.terms(slab.blocks.begin + task % blocks),
-                   a_.get() + task * tiles_.row_panel_size() * size_});
+                   rows.size(), tiles_.terms(slab.blocks.begin + block),
+                   a_.get() + (panel * blocks + block) * tiles_.row_panel_size() * size_});
       } else {
-        const std::int64_t at = task - num_a;
-        const GemmRange rows = tiles_.columns(slab.columns.begin + at / blocks);
+        const auto [panel, block] =
+            panel_and_block(problem_.b, task - num_a, num_b / blocks, blocks);
+        const GemmRange rows = tiles_.columns(slab.columns.begin + panel);
         cpu_.pack({&problem_.b, problem_.dtype, rows.begin, rows.size(), problem_.n - rows.begin,
-                   tiles_.tile_columns, tiles_.terms(slab.blocks.begin + at % blocks),
-                   b_.get() + at * tiles_.column_panel_size() * size_});
+                   tiles_.tile_columns, tiles_.terms(slab.blocks.begin + block),
+                   b_.get() + (panel * blocks + block) * tiles_.column_panel_size() * size_});
       }
     });
+  }
+
+  // Where rows lie side by side, neighbouring panels read the same lines of memory: they come one
+  // after the other, a block of terms at a time.
+  static std::pair<std::int64_t, std::int64_t> panel_and_block(const GemmOperand& operand,
+                                                               std::int64_t task,
+                                                               std::int64_t panels,
+                                                               std::int64_t blocks) {
+    return operand.row_stride == 1 ? std::pair(task % panels, task / panels)
+                                   : std::pair(task / blocks, task % blocks);
   }
 
   void multiply(const GemmSlab& slab) {

@@ -19,6 +19,10 @@ constexpr std::int64_t kSlabElements = std::int64_t{1} << 21;
 constexpr std::int64_t kSlabTerms = 2048;
 constexpr std::int64_t kSlabRows = 2048;  // of A and of B
 
+// Where few rows of both meet many terms (the gradient of a weight), so many packed elements of
+// both: they are multiplied while a second-level cache still holds them.
+constexpr std::int64_t kNearElements = 5 * (std::int64_t{1} << 16);
+
 PAPERLAB_HD constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
@@ -91,6 +95,10 @@ PAPERLAB_HD constexpr GemmTiles gemm_tiles(std::int64_t m, std::int64_t n, std::
   tiles.k_block = ceil_div(ceil_div(k, ceil_div(k, kMostTerms)), 16) * 16;
   tiles.k_blocks = ceil_div(k, tiles.k_block);
   tiles.slab_k_blocks = least(tiles.k_blocks, kSlabTerms / tiles.k_block);
+  const std::int64_t near_blocks = kNearElements / ((m + n) * tiles.k_block);
+  if (near_blocks >= 1) {
+    tiles.slab_k_blocks = least(tiles.slab_k_blocks, near_blocks);
+  }
   const std::int64_t terms = tiles.slab_k_blocks * tiles.k_block;
   const std::int64_t rows = least(kSlabRows, kSlabElements / terms);
   tiles.slab_row_panels = least(tiles.row_panels, rows / tile_rows);

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ.get("PAPERLAB_BUILD_DIR") or ROOT / "build" / "release")
+CACHE = BUILD / "test-cache"  # tokens of the sample
+
+sys.path.insert(0, str(ROOT / "experiments" / "common"))
 
 
 def _claim(number: int) -> dict[str, Any]:
@@ -45,11 +49,12 @@ class Driver:
     binary: Path
     config: Path
     preset: str
+    options: list[str] = field(default_factory=list)  # in every call
 
     def command(self, out: Path, *arguments: str) -> list[str]:
         options = {"--config": self.config, "--preset": self.preset, "--out": out}
         words = [str(word) for option in options.items() for word in option]
-        return [str(self.binary), *words, *arguments]
+        return [str(self.binary), *words, *self.options, *arguments]
 
     def start(self, out: Path, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -97,9 +102,14 @@ def fixture_driver(folder: Path) -> Driver:
 
 
 def paper_driver(paper: str) -> Driver:
-    """The driver of a paper in its smoke preset."""
+    """The driver of a paper in its smoke preset, with the texts that it needs."""
+    import corpora
+
     config = ROOT / "experiments" / paper.replace("-", "_") / "config.json"
-    return Driver(paper, BUILD / "bin" / paper, config, "smoke")
+    driver = Driver(paper, BUILD / "bin" / paper, config, "smoke")
+    names = corpora.needed(driver.command(BUILD / "no-results"))
+    driver.options = corpora.options_for(names, CACHE)
+    return driver
 
 
 def leftovers(out: Path) -> list[Path]:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -45,6 +46,14 @@ TEST(OptionsTest, EachOptionIsRead) {
   EXPECT_EQ(options.limit_s, 1.5);
 }
 
+TEST(OptionsTest, TextsAreNamesWithFoldersOrReasons) {
+  const Options options = parse({"--corpus", "a:en=/x=y", "--corpus", "b=z", "--no-corpus",
+                                 "c=no network: a=b", "--list-corpora"});
+  EXPECT_EQ(options.corpora, (std::map<std::string, std::string>{{"a:en", "/x=y"}, {"b", "z"}}));
+  EXPECT_EQ(options.missing_corpora.at("c"), "no network: a=b");
+  EXPECT_TRUE(options.lists_corpora);
+}
+
 TEST(OptionsTest, WrongArgumentsAreNamed) {
   const std::vector<std::pair<std::vector<const char*>, std::string>> cases = {
       {{"--preset", "smal"}, "--preset must be smoke|small|full|gpu, got \"smal\" (did you mean"},
@@ -53,6 +62,8 @@ TEST(OptionsTest, WrongArgumentsAreNamed) {
       {{"--limit", "inf"}, "--limit must be a number of seconds > 0, got \"inf\""},
       {{"--only", "F1,,F2"}, "--only must be ROW[,ROW...]"},
       {{"--presets", "small"}, "unknown argument \"--presets\" (did you mean \"--preset\"?)"},
+      {{"--corpus", "=x"}, "--corpus must be NAME=FOLDER, got \"=x\""},
+      {{"--no-corpus", "x"}, "--no-corpus must be NAME=REASON, got \"x\""},
       {{"small"}, "unknown argument \"small\""},
       {{"--out"}, "--out"},
       {{"--out", ""}, "--out must be a folder"},

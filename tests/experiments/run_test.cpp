@@ -210,6 +210,133 @@ TEST_F(RunTest, FailedRowLeavesNothingOfItselfAndKeepsTheOthers) {
   EXPECT_FALSE(result()["environment"]["rows_s"].contains("F2"));
 }
 
+TEST_F(RunTest, KeptPartsOutliveAFailureAndAreNotDoneAgain) {
+  int num_parts = 0;
+  bool fails = true;
+  driver = [&](const Config&, Driven& run) {
+    run.row("F1", [] {});
+    run.row("F2", [&] {
+      for (const char* part : {"a", "b"}) {
+        if (!run.find(part)) {
+          ++num_parts;
+          run.scalar(part, std::nan(""));
+          run.keep();
+        }
+        run.scalar(std::string(part) + " not kept", 1);
+        if (fails) {
+          throw std::runtime_error("went wrong");
+        }
+      }
+      EXPECT_TRUE(std::isnan(*run.find("a")));
+    });
+  };
+  expect_failure(1, "row F2: went wrong");
+  EXPECT_EQ(result()["scalars"].dump(), R"({"a":null})");
+  fails = false;
+  EXPECT_EQ(call().code, 0);
+  EXPECT_EQ(num_parts, 2);
+  EXPECT_EQ(result()["scalars"].dump(), R"({"a":null,"a not kept":1,"b":null,"b not kept":1})");
+}
+
+TEST_F(RunTest, LimitStopsWithinARowAndTheNextCallGoesOn) {
+  driver = [&](const Config&, Driven& run) {
+    run.row("F1", [&] {
+      for (const char* part : {"a", "b", "c"}) {
+        if (!run.find(part)) {
+          run.begin_part(1000);
+          run.scalar(part, 1);
+          run.keep();
+        }
+      }
+    });
+    run.row("F2", [] {});
+  };
+  const Outcome first = call({"--limit", "100"});
+  EXPECT_EQ(first.code, 0);
+  EXPECT_NE(first.out.find("stops within row F1 to stay within 1 min 40 s"), std::string::npos);
+  EXPECT_EQ(result()["scalars"], (Json{{"a", 1}}));
+  EXPECT_TRUE(result()["environment"]["rows_s"].empty());
+  call({"--limit", "100"});
+  call({"--limit", "100"});
+  EXPECT_EQ(result()["scalars"].size(), 3U);
+  EXPECT_EQ(result()["environment"]["rows_s"].size(), 2U);
+}
+
+class CorpusTest : public RunTest {
+ protected:
+  CorpusTest() {
+    driver = [this](const Config&, Driven& run) {
+      run.row("F1", [] {});
+      run.row("F2", Corpus{"pages", {"en", "de"}}, [&](const std::string& folder) {
+        folder_ = folder;
+        run.claim("C2", 1);
+      });
+    };
+  }
+
+  /// "NAME=FOLDER" of tokens whose text has this hash.
+  std::string tokens(const std::string& hash) const {
+    const Json manifest = {{"format", 1},
+                           {"vocab_size", 256},
+                           {"dtype", "uint8"},
+                           {"domains", {{{"name", "en"}, {"splits", Json::object()}}}},
+                           {"recipe", {{"name", "pages"}, {"sha256", hash}}}};
+    scratch_.write("tokens/manifest.json", manifest.dump());
+    return "pages:en,de=" + (scratch_ / "tokens");
+  }
+
+  std::string folder_;
+};
+
+TEST_F(CorpusTest, ARowGetsTheFolderAndTheResultTheHash) {
+  EXPECT_EQ(call({"--corpus", tokens("abc")}).code, 0);
+  EXPECT_EQ(folder_, scratch_ / "tokens");
+  EXPECT_EQ(result()["claims"][1]["verdict"], "holds");
+  EXPECT_EQ(result()["environment"]["corpora"], (Json{{"pages:en,de", "abc"}}));
+  const std::string before = scratch_.read("out/toy-paper/result.json");
+  EXPECT_NE(call().out.find("up to date"), std::string::npos);  // needs no text any more
+  EXPECT_EQ(scratch_.read("out/toy-paper/result.json"), before);
+}
+
+TEST_F(CorpusTest, WithoutTheTextTheRowIsLeftOutUntilItIsThere) {
+  const Outcome outcome = call({"--no-corpus", "pages:en,de=en: no network"});
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.err, "");
+  const std::string why = "Row F2 needs the text pages:en,de, which is missing: en: no network.";
+  EXPECT_NE(outcome.out.find("toy-paper: " + why), std::string::npos) << outcome.out;
+  EXPECT_EQ(result()["claims"][1]["verdict"], "not tested at this scale");
+  EXPECT_EQ(result()["claims"][1]["why"], why);
+  const std::string before = scratch_.read("out/toy-paper/result.json");
+  call({"--no-corpus", "pages:en,de=en: no network"});
+  EXPECT_EQ(scratch_.read("out/toy-paper/result.json"), before);
+  EXPECT_NE(call().out.find("which is missing: no --corpus names it."), std::string::npos);
+  EXPECT_NE(call({"--corpus", tokens("abc")}).out.find("goes on from 1 of 2 rows"),
+            std::string::npos);
+  EXPECT_EQ(result()["claims"][1]["verdict"], "holds");
+}
+
+TEST_F(CorpusTest, AnotherTextStartsAnew) {
+  call({"--corpus", tokens("abc")});
+  const Outcome other = call({"--corpus", tokens("xyz")});
+  EXPECT_NE(other.out.find("the text pages:en,de was abc and is xyz"), std::string::npos);
+  EXPECT_EQ(result()["environment"]["corpora"], (Json{{"pages:en,de", "xyz"}}));
+}
+
+TEST_F(CorpusTest, ListsTheTextsOfTheRowsThatAreToRun) {
+  EXPECT_EQ(call({"--list-corpora"}).out, "pages:en,de\n");
+  EXPECT_EQ(call({"--list-corpora", "--only", "F1"}).out, "");
+  EXPECT_FALSE(scratch_.has("out"));
+  call({"--corpus", tokens("abc")});
+  EXPECT_EQ(call({"--list-corpora"}).out, "");
+  EXPECT_EQ(call({"--list-corpora", "--resume", "never"}).out, "pages:en,de\n");
+}
+
+TEST_F(CorpusTest, AFolderWithoutTokensIsOneLine) {
+  expect_failure(1, "none/manifest.json", {"--corpus", "pages:en,de=" + (scratch_ / "none")});
+  scratch_.write("tokens/manifest.json", "{}");
+  expect_failure(1, "tokens/manifest.json: ", {"--corpus", "pages:en,de=" + (scratch_ / "tokens")});
+}
+
 TEST_F(RunTest, AScalarOfTwoRowsIsAnError) {
   driver = [](const Config&, Driven& run) {
     run.row("F1", [&] { run.scalar("x", 1); });

@@ -77,6 +77,7 @@ def test_works_from_bash_and_coreutils_alone(bare: Checkout, tmp_path: Path) -> 
         (["data", "fetch", "code", "--domain", "c"], "did you mean '--domains'?"),
         (["data", "stats", "code", "--domains", "c"], "stats takes no --domains"),
         (["data", "fetch", "code", "--json"], "fetch takes no --json"),
+        (["data", "tokens", "code", "--verify"], "tokens takes no --verify"),
         (["data", "stats", "code", "--bpe", "9"], "stats takes no --bpe"),
         (["data", "tokens"], "tokens needs the NAME of a recipe"),
         (["data", "tokens", "code", "--bpe", "4k"], "--bpe needs a number of tokens, got '4k'"),
@@ -174,6 +175,7 @@ def test_bench_lists_and_runs(checkout: Checkout) -> None:
     assert checkout.run("bench").stdout == "two-words\n"
     run = checkout.run("bench", "two-words", "--", "--quick")
     assert run.stdout == "<--out><results/bench/two-words.json><--quick>"
+    assert checkout.run("bench", "two_words", "--", "--quick").stdout == run.stdout
 
 
 def test_data_passes_its_arguments_and_exit_code_on(checkout: Checkout) -> None:
@@ -186,8 +188,8 @@ def test_data_passes_its_arguments_and_exit_code_on(checkout: Checkout) -> None:
     assert (run.returncode, run.stderr) == (1, "")
     assert run.stdout == "['data', 'fetch', '--domains=en,de', '--', 'manual-pages']\n"
     assert checkout.run("data", "list").stdout == "['data', 'list']\n"
-    run = checkout.run("data", "stats", "code", "--json")
-    assert run.stdout == "['data', 'stats', '--json', '--', 'code']\n"
+    run = checkout.run("data", "stats", "code", "--verify", "--json")
+    assert run.stdout == "['data', 'stats', '--json', '--verify', '--', 'code']\n"
     run = checkout.run("data", "tokens", "code", "--bpe", "999", "--separator=none")
     assert run.stdout == "['data', 'tokens', '--bpe=999', '--separator=none', '--', 'code']\n"
 

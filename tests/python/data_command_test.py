@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +36,8 @@ def test_list_before_and_after_a_fetch(uk: Archive, capsys: Capture) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert "manual-pages: manual pages of Linux in nine languages" in out
-    assert out.count("  not fetched\n".lstrip()) == 21
+    assert out.count("  not fetched\n".lstrip()) == 15
+    assert out.count("  comes with paperlab\n".lstrip()) == 6
     assert not uk.cache.exists()
     main(["fetch", "manual-pages", "--domains=uk,zh"])
     capsys.readouterr()
@@ -87,6 +91,42 @@ def test_stats(uk: Archive, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out) == json.loads(manifest)
 
 
+def test_the_sample_needs_no_fetch(archive: Archive, capsys: Capture) -> None:
+    assert main(["stats", "sample"]) == 0
+    assert "python   test" in capsys.readouterr().out
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.count(" fetched ") == 6 and archive.calls == []
+
+
+def test_stats_verifies(uk: Archive, capsys: Capture) -> None:
+    main(["fetch", "manual-pages", "--domains=uk,zh"])
+    assert main(["stats", "manual-pages", "--verify"]) == 0
+    (path,) = (uk.cache / "data/manual-pages").glob("uk-*/train.bin")
+    content = path.read_bytes() or b"x"
+    path.write_bytes(content[:-1] + b"!")
+    capsys.readouterr()
+    assert main(["stats", "manual-pages"]) == 0
+    assert main(["stats", "manual-pages", "--verify"]) == 1
+    captured = capsys.readouterr()
+    assert one_line(captured.err) and f"{path}: has the SHA-256 " in captured.err
+
+
+def test_a_closed_pipe_is_quiet(uk: Archive, package_path: Path) -> None:
+    main(["fetch", "manual-pages", "--domains=uk"])
+    for arguments in (["list"], ["stats", "manual-pages"], ["tokens", "sample"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        run = subprocess.run(
+            [sys.executable, "-m", "paperlab", "data", *arguments],
+            env={**os.environ, "PYTHONPATH": str(package_path)},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        os.close(writer)
+        assert (run.returncode, run.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -98,6 +138,7 @@ def test_stats(uk: Archive, capsys: Capture) -> None:
         (["fetch", "manual-pages", "--domains", "en,dee"], 2, "'dee'; did you mean 'de'?"),
         (["fetch", "manual-pages", "--domains="], 2, "unknown domain of manual-pages ''"),
         (["stats", "xyz"], 2, "paperlab data stats: unknown recipe 'xyz'"),
+        (["tokens", "sample", "--domains=xx"], 2, "data tokens: unknown domain of sample 'xx'"),
         (["stats", "code"], 1, "data stats: code is not fetched: ./paperlab data fetch code"),
     ],
 )

@@ -469,3 +469,33 @@ def test_a_busy_folder_is_one_line(capsys: Capture) -> None:
 def test_recipes_have_names_that_folders_can_have() -> None:
     for recipe in RECIPES.values():
         assert all(name.replace("-", "").isalnum() for name in (recipe.name, *recipe.domains))
+
+
+def test_errors_say_who_was_called() -> None:
+    with pytest.raises(ValueError, match=r"^data.tokenize: unknown domain of sample 'xx'"):
+        data.tokenize("sample", domains=["xx"])
+    with pytest.raises(ValueError, match=r"^data.load: unknown domain of sample 'xx'"):
+        data.load("sample", ["xx"])
+    with pytest.raises(ValueError, match=r"^data.tokenize: digits holds pictures"):
+        data.tokenize("digits")
+    with pytest.raises(FileNotFoundError, match=r"^data.train_bpe: code: domain c is absent"):
+        data.train_bpe("code", 300)
+
+
+@pytest.mark.parametrize("file", ["train.bin", "valid.bin", "train.npy"])
+def test_a_corpus_that_was_changed_is_refused(file: str, cache: Path) -> None:
+    corpus = data.load("sample")
+    path = corpus.paths["de"] / file
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1  # size and manifest stay
+    path.write_bytes(content)
+    message = rf"^{path}: has the SHA-256 \w+, the manifest says"
+    for refused in (
+        corpus.verify,
+        lambda: data.tokenize(corpus),
+        lambda: data.train_bpe(corpus, 300),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    assert not list((cache / "tokens").rglob("manifest.json"))
+    assert data.tokenize("sample", domains=["en"])["en"]

@@ -418,3 +418,22 @@ def test_wrong_arguments_of_the_gradient_are_refused(change, part):
 
 def test_the_module_lists_it():
     assert "linear_cross_entropy" in paperlab.ops.__all__
+
+
+def test_autocast_is_that_of_linear():
+    x, weight, bias = random(5, 7), random(11, 7, seed=1), random(11, seed=2)
+    target = targets((5,), 11, ignored=0.0)
+    floats, halves = ([t.to(d) for t in (x, weight, bias)] for d in (torch.float32, torch.bfloat16))
+    wanted = linear_cross_entropy(*halves[:2], target, bias=halves[2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for x_, weight_, bias_ in (floats, halves, [halves[0], *floats[1:]]):
+            leaf = weight_.clone().requires_grad_()
+            loss = linear_cross_entropy(x_, leaf, target, bias=bias_)
+            assert loss.dtype == torch.float32 and torch.equal(loss, wanted)
+            loss.backward()
+            assert leaf.grad.dtype == weight_.dtype and leaf.grad.abs().sum() > 0
+        wide = linear_cross_entropy(x, weight, target, bias=bias)
+        assert wide.dtype == torch.float64
+    assert torch.equal(wide, linear_cross_entropy(x, weight, target, bias=bias))
+    with pytest.raises(TypeError, match="weight must be of the dtype of x"):
+        linear_cross_entropy(halves[0], floats[1], target)

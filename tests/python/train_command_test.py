@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,8 +288,16 @@ def test_values_may_be_set(write: Write, capsys: Capture) -> None:
     [
         ('{\n"model": {},\n}', ": line 3: "),
         ("", ": line 1: "),
-        ('{"model": {}, "model": {}}', ": the key 'model' comes twice"),
-        ('{"licence": NaN}', ": NaN is no JSON value"),
+        ('{"model": {},\n "model": {}}', ": line 2: the key 'model' comes twice"),
+        (
+            '{"model": {"\\u0061": 1, "b": [{"a": 1}],\n"a": 2}}',
+            ": line 2: the key 'a' comes twice",
+        ),
+        ('{"NaN": 1,\n\n"licence": NaN}', ": line 3: NaN is no JSON value"),
+        ('{"licence": -Infinity}', ": line 1: -Infinity is no JSON value"),
+        ("\n" + "[" * 100_000, ": line 2: nested more than 64 deep"),
+        ("\n1" + "0" * 5000, ": line 2: a number of 5001 digits"),
+        ("\ufeff{}", ": line 1: "),
         ("[]", ": must be an object, got []"),
         ('{"modle": {}}', ": unknown key 'modle'; did you mean 'model'?"),
         ('{"model": {"frm": "x"}}', ": model: unknown key 'frm'; did you mean 'from'?"),
@@ -323,6 +332,21 @@ def test_malformed_configs(tmp_path: Path, capsys: Capture, text: str, message: 
         ("data.tokenizer=model", "data.tokenizer 'model' goes with model.from"),
         ("data.length=65", "data.length 65 is more than the model's 64 positions"),
         ("eval.tokens=5", "eval.documents and eval.tokens exclude each other"),
+        ("data.separator=257", "data.separator must be None or in 0..256, got 257"),
+        ("data.separator=</s>", "data.separator must be None or in 0..256, got '</s>'"),
+        ('data.weights={"en":1,"xx":1}', "data.weights: unknown domain 'xx'; there are en, c"),
+        ('data.weights={"en":0}', "data.weights: a finite sum > 0, got"),
+        ('data.weights={"en":-1}', "data.weights['en'] must be >= 0, got -1"),
+        ('data.domains=["en","dee"]', "data.domains: unknown domain of sample 'dee'; did you mean"),
+        ("data.recipe=samlpe", "data.recipe: unknown recipe 'samlpe'; did you mean 'sample'?"),
+        ('eval.domains=["de"]', "eval.domains: de: the data have no such domain"),
+        ("eval.prompt=" + "x" * 64, "eval.prompt must have 1..63 tokens, got 64"),
+        ("training.seed=18446744073709551616", "training.seed must be a whole number <= 184467"),
+        ("training.batch_size=9007199254740993", "training.batch_size must be a whole number <="),
+        ("training.batch_size=1099511627776", "training.steps times training.batch_size must be"),
+        ('training.no_decay=["x"]', "training.no_decay must match the name of a parameter, got"),
+        ("model.seed=18446744073709551616", "model.seed must be a whole number <= 1844674407"),
+        ("model.config.vocab_size=99", "model.config.vocab_size: vocabulary mismatch: the data"),
         ('eval.files=["x"]', "eval.files goes with data.files"),
         ("licence=3", "licence must be a text, got 3"),
     ],
@@ -334,17 +358,13 @@ def test_errors_of_values(
     assert run("--config", path, "--out", tmp_path / "out", "--set", setting) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"paperlab train: {path}: {message}") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("setting", "code", "message"),
     [
-        ("data.recipe=samlpe", 2, "unknown recipe 'samlpe'; did you mean 'sample'?"),
-        ('data.domains=["en","xx"]', 2, "xx"),
-        ('data.weights={"en":1,"xx":1}', 1, "unknown domain 'xx'"),
         ("data.tokenizer=nothing.json", 1, "nothing.json"),
-        ('eval.domains=["de"]', 1, "eval.domains: de: the data have no such domain"),
-        ("model.config.vocab_size=99", 1, "vocabulary mismatch: the data have 256 tokens, the"),
         ("training", 2, "--set needs KEY=VALUE, got 'training'"),
         ("licence.x=1", 2, "--set licence.x: licence is no object"),
     ],
@@ -380,6 +400,296 @@ def test_another_config_does_not_go_on(
     assert f"'{out}' holds a run with {message}" in capsys.readouterr().err
     assert files_of(out) == before
     assert run("--config", path, "--out", out, "--set", "eval.documents=2") == 0
+
+
+def test_a_refused_config_does_not_block_the_corrected_one(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "new/out"
+    assert run("--config", write(training={"betas": [1, 2]}), "--out", out) == 2
+    assert run("--config", write(training={"accumulate": 3}), "--out", out) == 2
+    assert not out.parent.exists()
+    assert run("--config", write(), "--out", out) == 0
+
+
+def test_a_run_without_a_step_counts_as_absent(write: Write, tmp_path: Path) -> None:
+    one, other = tmp_path / "one/out", tmp_path / "other/out"
+    for out, seed in ((one, 3), (other, 9)):
+        assert run("--config", write(model={"seed": seed}), "--out", out) == 0
+    for name in ("metrics.jsonl", "result.json"):
+        (other / name).write_text("" if name == "metrics.jsonl" else '{"schema": 1, "config": {}}')
+    for path in other.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    assert run("--config", write(), "--out", other) == 0
+    assert_same_results(one, other)
+
+
+def test_the_directory_is_taken_until_all_is_written(
+    write: Write, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = write(eval={"every": None}), tmp_path / "out"
+    codes: list[int] = []
+
+    def and_again(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def function(*arguments: Any, **options: Any) -> Any:
+            if len(codes) < 4:
+                words = ["--config", path, "--out", out, "--resume"]
+                codes.extend([0, 0])
+                codes[-2:] = [run(*words, "auto"), run(*words, "never")]
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, function)
+
+    and_again(train.evaluation, "score")  # the final one: every is null
+    assert run("--config", path, "--out", out) == 0
+    assert codes == [1, 1]
+    and_again(train._train_card, "card")
+    assert run("--config", path, "--out", out, "--set", "licence=mine") == 0
+    assert codes == [1, 1, 1, 1]
+    assert capsys.readouterr().err.count("another run is writing there") == 4
+
+
+def interrupted_in(
+    name: str, write: Write, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, list[str]]:
+    """The exit code of a run that gets Ctrl-C in its measurement after step 3; its checkpoints."""
+    original = getattr(evaluation, name)
+    calls: list[int] = []
+
+    def function(*arguments: Any, on_window: Any, **options: Any) -> Any:
+        calls.append(1)
+
+        def after_window(count: int) -> Any:
+            if len(calls) == 1 and count > 24:
+                signal.raise_signal(signal.SIGINT)
+            return on_window(count)
+
+        return original(*arguments, on_window=after_window, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, name, function)
+        code = run("--config", write(training={"checkpoint_every": 10}), "--out", out)
+    assert len(calls) == 1
+    return code, [path.name for path in out.glob("checkpoint-*")]
+
+
+def test_ctrl_c_in_a_measurement(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "one/out", tmp_path / "other/out"
+    code, checkpoints = interrupted_in("score", write, one, monkeypatch)
+    assert (code, checkpoints) == (130, ["checkpoint-00000003"])
+    assert not (one / "evaluations.jsonl").exists()
+    path = write(training={"checkpoint_every": 10})
+    assert run("--config", path, "--out", one) == 0
+    assert run("--config", path, "--out", other) == 0
+    assert_same_results(one, other)
+
+
+def test_ctrl_c_while_torch_is_imported(package_path: Path) -> None:
+    for verb in ("train", "data"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paperlab", verb, "--help"],
+            env={**os.environ, "PYTHONPATH": str(package_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "libc10" not in maps.read_text():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        text, errors = process.communicate(timeout=60)
+        assert (process.returncode, text, errors) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"steps": 3}\n', "line 1: not a measurement"),
+        (b'{"steps": 0, "domains": {}}\nx\n', "line 2: not a measurement"),
+        (b"[]\n", "line 1: not a measurement"),
+        (b"\xff\n", "line 1: not a measurement"),
+        (b'{"steps": 0, "domains": {}}\n{"steps": 3, "dom', None),
+        (b"", None),
+    ],
+)
+def test_damaged_evaluations(
+    write: Write, tmp_path: Path, capsys: Capture, text: bytes, message: str | None
+) -> None:
+    path, out = write(training={"schedule": "constant"}), tmp_path / "out"
+    assert run("--config", path, "--out", out) == 0
+    (out / "evaluations.jsonl").write_bytes(text)
+    before = files_of(out)
+    capsys.readouterr()
+    code = run("--config", path, "--out", out, "--set", "training.steps=7")
+    error = capsys.readouterr().err
+    if message is None:
+        assert (code, error) == (0, "")
+    else:
+        assert code == 1 and error.count("\n") == 1
+        assert f"'{out / 'evaluations.jsonl'}': {message}" in error and files_of(out) == before
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"schema": 1}', '{"schema": 1, "config": 3}', "{"])
+def test_files_of_wrong_content(
+    write: Write, tmp_path: Path, capsys: Capture, name: str, text: str
+) -> None:
+    path, out = write(), tmp_path / "out"
+    assert run("--config", path, "--out", out) == 0
+    (out / name).write_text(text)
+    capsys.readouterr()
+    assert run("--config", path, "--out", out, "--set", "training.keep=3") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"paperlab train: '{out / name}': ") and error.count("\n") == 1
+
+
+def test_the_result_names_its_data_and_checkpoints_can_be_used(
+    write: Write, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run("--config", write(), "--out", out) == 0
+    record = read_json(out / "result.json")["data"]
+    assert record["manifest_sha256"] == data.load("sample", ["en", "c"]).sha256
+    assert record["corpus"] == "sample" and set(record["tokens"]) == {"en", "c"}
+    newest = max(out.glob("checkpoint-*"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (newest / name).read_bytes() == (out / "model" / name).read_bytes()
+    state = read_json(newest / "training.json")["data"]
+    assert state["samples"] == 6 * 4
+
+
+def test_domains_are_not_dropped_silently(write: Write, tmp_path: Path, capsys: Capture) -> None:
+    # en, c: 24 tokens are few; python's text for validation is absent below.
+    every = {"domains": "absent", "length": 1500}
+    model = {"config": {**MODEL, "max_position_embeddings": 2000}}
+    path = write(data=every, model=model, training={"steps": 0})
+    assert run("--config", path, "--out", tmp_path / "out", "--set", "eval=null") == 0
+    lines = capsys.readouterr().out.splitlines()
+    notices = [line for line in lines if line.startswith("left out of training: ")]
+    assert len(notices) == 1
+    assert re.search(r"\bja \(\d+ tokens to train on, a row needs 1501\)", notices[0])
+    record = read_json(tmp_path / "out/run.json")["data"]
+    assert "ja" in record["left_out"] and "ja" not in record["weights"]
+    assert "Left out: ja: " in (tmp_path / "out/model/README.md").read_text()
+    for setting in ('data.domains=["en","ja"]', 'data.weights={"en":1,"ja":1}', "data.length=1999"):
+        assert run("--config", path, "--out", tmp_path / "no", "--set", setting) == 2
+        error = capsys.readouterr().err
+        key = setting.partition("=")[0]
+        assert error.startswith(f"paperlab train: {path}: {key}: ") and error.count("\n") == 1
+    setting = 'data.weights={"en":1,"ja":0}'
+    assert (
+        run("--config", path, "--out", tmp_path / "yes", "--set", setting, "--set=eval=null") == 0
+    )
+
+
+def files_config(write: Write, tmp_path: Path, texts: dict[str, bytes], **changes: Any) -> str:
+    """A config of files; those whose names end in _v are held out."""
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text)
+    words = {
+        split: [f"{name.removesuffix('_v')}={tmp_path / name}" for name in texts if is_in(name)]
+        for split, is_in in (
+            ("train", lambda name: not name.endswith("_v")),
+            ("held_out", lambda name: name.endswith("_v")),
+        )
+    }
+    sources = {"recipe": "absent", "domains": "absent", "files": words["train"], "separator": 0}
+    return write(
+        data=sources | changes,
+        eval={"files": words["held_out"]} if words["held_out"] else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "code", "message"),
+    [
+        ({"a": b"abc " * 40, "b": b"short"}, 2, "data.files: b: 6 tokens to train on, a row needs"),
+        ({"a": b"abc " * 40, "b": b""}, 1, "b': is empty"),
+        ({"a": b"abc " * 40, "b": b"x\0y" * 40}, 1, "b': byte 1 is 0, the separator; data.sep"),
+        ({"a": b"abc " * 40, "a_v": b"x\0y"}, 1, "a_v': byte 1 is 0, the separator; data.sep"),
+        ({"a": b"abc " * 40, "a_v": b"held out", "b_v": b"so is this"}, 0, ""),
+    ],
+)
+def test_an_empty_domain_of_files(
+    write: Write,
+    tmp_path: Path,
+    capsys: Capture,
+    texts: dict[str, bytes],
+    code: int,
+    message: str,
+) -> None:
+    path = files_config(write, tmp_path, texts)
+    assert run("--config", path, "--out", tmp_path / "out") == code
+    text, error = capsys.readouterr()
+    assert message in error and error.count("\n") == bool(code) and "left out" not in text
+    if code == 0:
+        assert list(read_json(tmp_path / "out/result.json")["evaluation"]["domains"]) == ["a", "b"]
+
+
+def test_a_separator_that_is_no_byte_takes_any_file(write: Write, tmp_path: Path) -> None:
+    path = files_config(write, tmp_path, {"a": b"x\0y" * 40}, separator=256)
+    assert run("--config", path, "--out", tmp_path / "out") == 0
+
+
+def test_what_is_not_measured_is_said(
+    write: Write, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train._train_data.Texts._first
+
+    def first(texts: Any, documents: Any, *limits: Any) -> Any:
+        found = original(texts, documents, *limits)
+        is_c = documents[0] == data.load("sample")["c"]["valid"][0]
+        return [] if is_c else found
+
+    monkeypatch.setattr(train._train_data.Texts, "_first", first)
+    assert run("--config", write(), "--out", tmp_path / "out") == 0
+    reason = "the split valid has no document of two tokens"
+    assert f"not measured: c: {reason}\n" in capsys.readouterr().out
+    setting = 'eval.domains=["en","c"]'
+    assert run("--config", write(), "--out", tmp_path / "no", "--set", setting) == 2
+    assert f"eval.domains: c: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("license: mit", "mit"),
+        ('tags:\n- x\nlicense: "cc-by-4.0"', "cc-by-4.0"),
+        ("tags:\n- x", "unknown"),
+        ("license:\n- mit", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_the_card_inherits_the_licence(
+    write: Write, tmp_path: Path, head: str | None, licence: str
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    nn.from_config(MODEL | {"vocab_size": 256}).save_pretrained(source)
+    if head is not None:
+        (source / "README.md").write_text(f"---\n{head}\n---\n\nlicense: other\n")
+    model = {"config": "absent", "seed": "absent", "from": str(source)}
+    path = write(model=model, eval=None, training={"steps": 1})
+    assert run("--config", path, "--out", out) == 0
+    card = (out / "model/README.md").read_text()
+    assert card.startswith(f'---\nlicense: "{licence}"\n') and f"## Licence\n\n{licence}" in card
+    assert "## Limitations\n\nIt continues text" in card
+    assert run("--config", path, "--out", out, "--set", "licence=own") == 0
+    assert (out / "model/README.md").read_text().startswith('---\nlicense: "own"\n')
+
+
+def test_the_example_of_the_readme(tmp_path: Path, capsys: Capture) -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "libpaperlab/paperlab/train/README.md").read_text()
+    (config,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    path, out = tmp_path / "tiny.json", tmp_path / "out"
+    path.write_text(config)
+    assert run("--config", path, "--out", out, "--set", "training.steps=20") == 0
+    assert read_json(out / "result.json")["steps"] == 20
+    assert capsys.readouterr().err == ""
+    assert "tiny.json" in text and "train/README.md" in (root / "scripts/train.sh").read_text()
 
 
 def test_two_runs_on_one_directory(write: Write, tmp_path: Path, package_path: Path) -> None:

@@ -77,6 +77,10 @@ def never(step: int) -> torch.Tensor:
         ("on_step", 3),
         ("precision", "float16"),
         ("precision", 16),
+        ("shard_optimizer", True),
+        ("shard_optimizer", None),
+        ("shard_optimizer", 0),
+        ("no_decay", ["*.biassss", "["]),
         ("model", None),
         ("data", None),
     ],
@@ -237,6 +241,158 @@ def test_gradients_that_are_not_finite_are_named() -> None:
         assert torch.equal(value, before[name]) and value.grad is None
 
 
+def few_tokens(step: int) -> torch.Tensor:
+    return counting(step) % 8  # the others' rows of the embedding have no gradient
+
+
+# 0 / 0 in the rows without a gradient; a rate that float32 does not hold.
+@pytest.mark.parametrize(
+    ("data", "last", "options"),
+    [
+        (few_tokens, 0, {"eps": 0.0, "learning_rate": RATE}),
+        (
+            counting,
+            3,
+            {
+                "optimizer": "sgd",
+                "learning_rate": 1e39,
+                "schedule": "wsd",
+                "warmup_steps": 3,
+                "decay_steps": 1,
+            },
+        ),
+    ],
+    ids=["eps", "rate"],
+)
+def test_parameters_that_are_not_finite_are_no_checkpoint(
+    tmp_path: Path, data: Any, last: int, options: dict[str, Any]
+) -> None:
+    model = cases.model("float32")
+    message = rf"^fit: step {last}: parameters must be finite; 'model.embed_tokens.weight' is the"
+    if "optimizer" in options:
+        message = r"^fit: step \d: (parameters|the loss|gradients) must be finite"
+    with pytest.raises(ValueError, match=message):
+        train.fit(model, data, steps=9, out=tmp_path / "out", checkpoint_every=1, **options)
+    for path in (tmp_path / "out").glob("checkpoint-*"):
+        assert all(value.isfinite().all() for value in nn.load(path).parameters())
+    with pytest.raises(ValueError, match="must be finite"):
+        train.fit(cases.model("float32"), data, steps=1 if last == 0 else 9, **options)
+
+
+def test_a_bad_end_keeps_the_good_checkpoints(tmp_path: Path) -> None:
+    model = cases.model("float32")
+
+    def on_step(record: train.StepRecord) -> None:
+        if record.step == 4:
+            spoil(model, "model.embed_tokens.weight", math.inf)
+
+    options: dict[str, Any] = {"learning_rate": RATE, "out": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(ValueError, match=r"^fit: step 4: parameters must be finite; 'model.embed"):
+        train.fit(model, counting, steps=9, keep=1, on_step=on_step, **options)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
+    again = train.fit(cases.model("float32"), counting, steps=9, keep=1, **options)
+    assert again == train.fit(cases.model("float32"), counting, steps=9, learning_rate=RATE)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_refused_first_batch_changes_nothing(tmp_path: Path, resume: str) -> None:
+    old, new = tmp_path / "old", tmp_path / "a/b/new"
+    if resume == "never":
+        train.fit(cases.model(), counting, steps=2, learning_rate=RATE, out=old)
+    before = contents(tmp_path)
+    for out in (old, new):
+        for options in ({"accumulate": 3}, {}):
+            with pytest.raises(ValueError, match="^fit: "):
+                train.fit(
+                    cases.model(),
+                    counting if options else lambda step: counting(step) - 100,
+                    steps=2,
+                    learning_rate=RATE,
+                    out=out,
+                    resume=resume,
+                    **options,
+                )
+    assert contents(tmp_path) == before and not (tmp_path / "a").exists()
+    assert old.exists() == bool(before)
+
+
+@pytest.mark.parametrize("content", ["precious\n", "precious", '{"step": 1}\n', "\n"])
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_metrics_of_something_else_are_not_overwritten(
+    tmp_path: Path, content: str, resume: str
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"metrics.jsonl: a record of step 0, got"):
+        train.fit(cases.model(), never, steps=1, learning_rate=RATE, out=tmp_path, resume=resume)
+    assert path.read_text() == content and [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", ["", '{"grad_norm": 1.0, "lea'])
+def test_a_run_that_was_killed_in_its_first_line_begins_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(content)
+    history = train.fit(cases.model(), counting, steps=2, learning_rate=RATE, out=tmp_path)
+    assert history == train.fit(cases.model(), counting, steps=2, learning_rate=RATE)
+
+
+def test_inference_mode_is_refused(tmp_path: Path) -> None:
+    model = cases.model()
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="^fit: model must be trained outside of inference"):
+            train.fit(model, never, steps=1, learning_rate=RATE, out=tmp_path / "out")
+        other = cases.model()
+    with pytest.raises(ValueError, match="^fit: model must be made outside of inference.*tensor '"):
+        train.fit(other, never, steps=1, learning_rate=RATE, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+    def data(step: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return counting(step)
+
+    wanted = train.fit(cases.model(), counting, steps=2, learning_rate=RATE)
+    assert train.fit(model, data, steps=2, learning_rate=RATE) == wanted
+
+
+@pytest.mark.parametrize("size", ["2", "1", "", "many"])
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", "0")
+    options: dict[str, Any] = {"steps": 0, "learning_rate": RATE, "shard_optimizer": False}
+    if size == "2":
+        with pytest.raises(ValueError, match=r"^fit: WORLD_SIZE must be 1, got 2: training on sev"):
+            train.fit(cases.model(), never, **options)
+    else:
+        train.fit(cases.model(), never, **options)
+
+
+def test_patterns_of_other_architectures_may_match_nothing() -> None:
+    options: dict[str, Any] = {"steps": 2, "learning_rate": RATE, "weight_decay": 0.1}
+    one, other = cases.model(), cases.model()
+    train.fit(one, counting, no_decay=["*norm*", "*.bias"], **options)
+    train.fit(other, counting, no_decay=["*norm*"], **options)
+    assert same_bits(one, other)
+
+
+def test_settings_are_stored_by_name(tmp_path: Path) -> None:
+    train.fit(
+        cases.model(),
+        counting,
+        steps=1,
+        learning_rate=RATE,
+        out=tmp_path,
+        schedule="cosine",
+        optimizer="adafactor",
+    )
+    saved = json.loads((tmp_path / "checkpoint-00000001/training.json").read_text())
+    assert saved["settings"]["schedule"] == "cosine"
+    assert saved["settings"]["optimizer"] == "adafactor" and "data" not in saved
+
+
 def run_limited(model: nn.Decoder, out: Path, num_bytes: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -325,6 +481,17 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         ("metrics.jsonl", None, r"metrics.jsonl: 2 lines, got 0"),
         ("checkpoint-00000002/training.json", b"{", r"training.json: line 1: "),
         ("checkpoint-00000002/training.json", b"{}", r"accumulate as in the run"),
+        (
+            "checkpoint-00000002/training.json",
+            b"[]",
+            r"training.json: an object of step 2, got \[\]",
+        ),
+        (
+            "checkpoint-00000002/training.json",
+            b'{"step": 1}',
+            r"training.json: an object of step 2",
+        ),
+        ("checkpoint-00000002/training.json", b'{"settings": 3}', r"accumulate as in the run"),
         ("checkpoint-00000002/training.json", None, r"training.json: No such file"),
         ("checkpoint-00000002/optimizer.safetensors", b"", r"optimizer.safetensors"),
         ("checkpoint-00000002/optimizer.safetensors", None, r"optimizer.safetensors"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import training_cases as cases
-from paperlab import nn, train
+from paperlab import data, nn, train
 from training_cases import RATE, counting, same_bits
 
 STEPS = cases.KILLED["steps"]
@@ -360,6 +360,101 @@ def test_the_handler_of_ctrl_c_is_put_back(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
     assert len(losses_of(tmp_path)) == 4  # the step is done
     assert (tmp_path / "checkpoint-00000004").is_dir()
+
+
+def test_ctrl_c_interrupts_on_step(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def on_step(record: train.StepRecord) -> None:
+        if record.step == 3 and not seen:
+            signal.raise_signal(signal.SIGINT)
+            seen.append(record.step)
+
+    options: dict[str, Any] = {"steps": 6, "learning_rate": RATE, "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(cases.model(), counting, on_step=on_step, **options)
+    assert not seen and (tmp_path / "checkpoint-00000004").is_dir()
+    expected = train.fit(cases.model(), counting, steps=6, learning_rate=RATE)
+    assert train.fit(cases.model(), counting, **options) == expected
+
+
+class Stateful:
+    """Batches that depend on what was drawn before."""
+
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+
+    def __call__(self, step: int) -> torch.Tensor:
+        assert step == len(self.drawn)
+        self.drawn.append(step)
+        return counting(100 * len(self.drawn))
+
+    def state(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if "drawn" not in state:
+            raise ValueError("no state")
+        self.drawn = list(state["drawn"])
+
+
+def test_the_state_of_the_data_is_in_the_checkpoints(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 7, "learning_rate": RATE}
+    whole, again = cases.model(), cases.model(seed=2)
+    expected = train.fit(whole, Stateful(), **options)
+    options |= {"checkpoint_every": 2, "out": tmp_path}
+    train.fit(cases.model(), Stateful(), on_step=lambda record: record.step < 4, **options)
+    saved = json.loads((tmp_path / "checkpoint-00000005/training.json").read_text())
+    assert saved["data"] == {"drawn": [0, 1, 2, 3, 4]}
+    assert train.fit(again, Stateful(), **options) == expected and same_bits(again, whole)
+
+
+def test_a_state_that_cannot_be_kept_or_restored(tmp_path: Path) -> None:
+    data = Stateful()
+    data.drawn.append(object())  # type: ignore[arg-type]
+    options: dict[str, Any] = {"learning_rate": RATE, "out": tmp_path}
+    with pytest.raises(TypeError, match=r"^fit: data.state\(\) must return JSON values"):
+        train.fit(cases.model(), data, steps=2, **options)
+    assert not list(tmp_path.iterdir())
+    train.fit(cases.model(), Stateful(), steps=2, **options)
+    path = tmp_path / "checkpoint-00000002"
+    weights = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(b"")
+    fresh, model = Stateful(), cases.model(seed=3)
+    with pytest.raises((OSError, ValueError), match="model.safetensors"):
+        train.fit(model, fresh, steps=3, **options)
+    assert fresh.drawn == []
+    (path / "model.safetensors").write_bytes(weights)
+    training = json.loads((path / "training.json").read_text())
+    (path / "training.json").write_text(json.dumps(training | {"data": {}}))
+    with pytest.raises(ValueError, match="no state"):
+        train.fit(model, fresh, steps=3, **options)
+    assert fresh.drawn == [] and same_bits(model, cases.model(seed=3))
+
+
+def test_a_sampler_whose_weights_change_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLAB_CACHE", str(tmp_path / "cache"))
+    tokens = data.tokenize("sample")
+
+    def run(last: int, **options: Any) -> list[float]:
+        sampler = data.Sampler(tokens, length=16, batch_size=4, weights={"en": 1.0}, seed=1)
+
+        def on_step(record: train.StepRecord) -> bool:
+            if record.step == 4:
+                sampler.set_weights({"ru": 1.0})
+            return record.step < last
+
+        model = cases.model("float32", vocab_size=256)
+        history = train.fit(
+            model, sampler, steps=12, learning_rate=RATE, on_step=on_step, **options
+        )
+        return history["loss"]
+
+    expected = run(12)
+    run(7, out=tmp_path / "out", checkpoint_every=3)
+    assert run(12, out=tmp_path / "out", checkpoint_every=3) == expected
 
 
 class WrongError(Exception):

@@ -7,10 +7,16 @@ Each module is an attribute, loaded on first use: `paperlab.regular_language`, `
 
 import importlib
 import os
+import signal
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from paperlab import _torch_check
+
+if sys.argv[:1] == ["-m"] and "paperlab" in sys.orig_argv:  # python -m paperlab: imports are long
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 _torch_check.check()
 

@@ -32,7 +32,10 @@ def main() -> int:
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             # The launcher lets the system end a Python that is still starting.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        return int(module.main(sys.argv[2:]))
+        try:
+            return int(module.main(sys.argv[2:]))
+        except KeyboardInterrupt:
+            return 130
     as_json = parser.parse_args().json
     values = _doctor.report()
     if as_json:

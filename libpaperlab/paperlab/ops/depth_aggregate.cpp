@@ -98,6 +98,7 @@ at::Tensor readable(const at::Tensor& states) {
 std::vector<const void*> parts_of(const at::Tensor& x) {
   const auto* bytes = static_cast<const char*>(x.const_data_ptr());
   std::vector<const void*> parts;
+  parts.reserve(static_cast<std::size_t>(x.size(0)));
   for (std::int64_t i = 0; i < x.size(0); ++i) {
     parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
   }
@@ -107,6 +108,7 @@ std::vector<const void*> parts_of(const at::Tensor& x) {
 std::vector<void*> mutable_parts_of(const at::Tensor& x) {
   auto* bytes = static_cast<char*>(x.mutable_data_ptr());
   std::vector<void*> parts;
+  parts.reserve(static_cast<std::size_t>(x.size(0)));
   for (std::int64_t i = 0; i < x.size(0); ++i) {
     parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
   }

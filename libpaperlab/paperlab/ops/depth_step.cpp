@@ -22,33 +22,23 @@
 #include <utility>
 
 #include "kernels/depth_aggregate/depth_aggregate.h"
-#include "kernels/gemm/gemm.h"
 #include "paperlab/ops/connection_weights.h"
 #include "paperlab/ops/depth_aggregate.h"
 #include "paperlab/ops/depth_checks_internal.h"
-#include "paperlab/ops/kernel_dtype_internal.h"
-#include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/depth_step_cpu_internal.h"
 
 namespace paperlab::ops {
 namespace {
 
+using depth::Computed;
+using depth::Generated;
+using depth::ParameterGradients;
 using depth::statistics_of;
+using depth::Step;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr char kFunction[] = "DepthStates::push";
-
-// A step without its tensors.
-struct Step {
-  std::int64_t slot = 0;              // i
-  std::int64_t first = 0;             // states from here on have gradients
-  std::vector<std::int64_t> sources;  // J, or none: no streams
-  std::int64_t num_ways = 0;          // C
-  double eps = 1e-6;
-  kernels::GeluForm gelu = kernels::GeluForm::kExact;
-
-  std::int64_t num_sources() const { return static_cast<std::int64_t>(sources.size()); }
-};
 
 Step step_of(std::int64_t slot, std::int64_t first, const DepthWeights& weights,
              at::IntArrayRef sources) {
@@ -59,217 +49,6 @@ Step step_of(std::int64_t slot, std::int64_t first, const DepthWeights& weights,
           has_streams ? weights.bias.size(0) : 0,
           weights.eps,
           depth::gelu_form(kFunction, {weights.gelu.data(), weights.gelu.size()})};
-}
-
-// The parameters as the kernel reads them, and what the forward pass leaves for the backward pass.
-struct Generated {
-  at::Tensor w1;           // [D, K], or not defined
-  at::Tensor w2;           // [K, C J], likewise
-  at::Tensor weights;      // [N, C J] of statistics' type; given: the bias
-  at::Tensor z;            // [N, K]
-  at::Tensor inverse_rms;  // [N]
-
-  bool is_given() const { return !w1.defined(); }
-};
-
-at::Tensor dense(const at::Tensor& x) { return x.defined() ? x.contiguous() : x; }
-
-template <class Byte>
-Byte* moved(Byte* data, const at::Tensor& slots, std::int64_t slot) {
-  return data + slot * slots.stride(0) * static_cast<std::int64_t>(slots.element_size());
-}
-
-const void* slot_of(const at::Tensor& slots, std::int64_t slot) {
-  return moved(static_cast<const char*>(slots.const_data_ptr()), slots, slot);
-}
-
-void* mutable_slot_of(const at::Tensor& slots, std::int64_t slot) {
-  return moved(static_cast<char*>(slots.mutable_data_ptr()), slots, slot);
-}
-
-const void* data_of(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
-void* mutable_data_of(const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; }
-
-// The kernel's problem and the pointers that it holds on to.
-class Problem {
- public:
-  // slots [>= i+1, B, T, D]
-  Problem(const Step& step, const at::Tensor& slots, const Generated& generated) {
-    for (const std::int64_t source : step.sources) {
-      sources_.push_back(slot_of(slots, source));
-    }
-    const std::int64_t num_tokens = slots.size(1) * slots.size(2);
-    const std::int64_t num_weights = step.num_ways * step.num_sources();
-    const at::Tensor& weights = generated.weights;
-    const bool is_static = generated.is_given() && weights.dim() == 2;
-    const bool is_by_way = generated.is_given() && weights.dim() == 4;
-    step_.aggregate = {kernel_dtype(slots),
-                       num_tokens,
-                       slots.size(3),
-                       step.num_sources(),
-                       step.num_ways,
-                       sources_.data(),
-                       weights.const_data_ptr(),
-                       kernel_dtype(weights),
-                       is_static   ? 0
-                       : is_by_way ? step.num_sources()
-                                   : num_weights,
-                       is_by_way ? num_tokens * step.num_sources() : step.num_sources()};
-    step_.generator.dtype = kernel_dtype(slots);
-    step_.generator.num_tokens = num_tokens;
-    step_.generator.width = slots.size(3);
-    step_.generator.num_weights = num_weights;
-    if (!generated.is_given()) {
-      step_.generator.hidden_size = generated.w1.size(1);
-      step_.generator.eps = step.eps;
-      step_.generator.gelu = step.gelu;
-      step_.generator.x = sources_.back();
-      step_.generator.w1 = generated.w1.const_data_ptr();
-      step_.generator.w2 = generated.w2.const_data_ptr();
-    }
-  }
-
-  kernels::DepthStep& operator*() { return step_; }
-  kernels::DepthStep* operator->() { return &step_; }
-
- private:
-  std::vector<const void*> sources_;
-  kernels::DepthStep step_;
-};
-
-void write_newest(const at::Tensor& slot, const at::Tensor& base, const at::Tensor& delta) {
-  if (delta.defined()) {
-    at::Tensor out = slot;
-    at::add_out(out, base, delta);
-  } else {
-    slot.copy_(base);
-  }
-}
-
-Generated new_generated(const Step& step, const at::Tensor& slots, const at::Tensor& w1,
-                        const at::Tensor& w2, const at::Tensor& bias) {
-  if (!w1.defined()) {
-    return {{}, {}, bias.contiguous(), {}, {}};
-  }
-  const auto statistics = slots.options().dtype(statistics_of(slots));
-  const std::int64_t num_tokens = slots.size(1) * slots.size(2);
-  return {w1.contiguous(), w2.contiguous(),
-          at::empty({num_tokens, step.num_ways * step.num_sources()}, statistics),
-          at::empty({num_tokens, w1.size(1)}, statistics), at::empty({num_tokens}, statistics)};
-}
-
-struct Computed {
-  std::vector<at::Tensor> streams;
-  Generated generated;
-};
-
-// Writes X_i into its slot and makes its streams.
-Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& base,
-                 const at::Tensor& delta, const at::Tensor& w1, const at::Tensor& w2,
-                 const at::Tensor& bias) {
-  const at::Tensor newest = slots.select(0, step.slot);
-  if (step.sources.empty()) {
-    write_newest(newest, base, delta);
-    return {};
-  }
-  Computed computed = {{}, new_generated(step, slots, w1, w2, bias)};
-  std::vector<void*> streams;
-  for (std::int64_t way = 0; way < step.num_ways; ++way) {
-    computed.streams.push_back(at::empty(newest.sizes(), newest.options()));
-    streams.push_back(computed.streams.back().mutable_data_ptr());
-  }
-  if (newest.numel() == 0) {
-    return computed;
-  }
-  const Generated& generated = computed.generated;
-  const at::Tensor dense_base = base.contiguous();
-  const at::Tensor dense_delta = dense(delta);
-  const at::Tensor dense_bias = bias.contiguous();
-  Problem problem(step, slots, generated);
-  problem->generator.bias = dense_bias.const_data_ptr();
-  if (delta.defined()) {
-    problem->base = dense_base.const_data_ptr();
-    problem->delta = dense_delta.const_data_ptr();
-    problem->newest = newest.mutable_data_ptr();
-  } else {
-    newest.copy_(base);
-  }
-  void* weights = generated.is_given() ? nullptr : generated.weights.mutable_data_ptr();
-  kernels::depth_step(
-      *problem, {weights, mutable_data_of(generated.z), mutable_data_of(generated.inverse_rms)},
-      streams.data(), kernels::gemm, torch_executor());
-  return computed;
-}
-
-// Gradients of w1, w2 and the bias; not defined: not wanted.
-struct ParameterGradients {
-  at::Tensor w1;
-  at::Tensor w2;
-  at::Tensor bias;
-};
-
-struct StreamGradients {
-  std::vector<at::Tensor> tensors;  // contiguous; not defined: zeros
-  std::vector<const void*> data;
-
-  explicit StreamGradients(at::ArrayRef<at::Tensor> grads) {
-    for (const at::Tensor& grad : grads) {
-      tensors.push_back(dense(grad));
-      data.push_back(data_of(tensors.back()));
-    }
-  }
-
-  bool is_any() const {
-    return std::any_of(data.begin(), data.end(), [](const void* at) { return at != nullptr; });
-  }
-};
-
-// Where the gradients of the sources go: slots of `gradients`, from state `first` on; others are
-// not wanted.
-std::vector<void*> gradient_slots(const Step& step, const at::Tensor& gradients) {
-  std::vector<void*> slots;
-  for (const std::int64_t source : step.sources) {
-    slots.push_back(source >= step.first ? mutable_slot_of(gradients, source - step.first)
-                                         : nullptr);
-  }
-  return slots;
-}
-
-void backward_given(Problem& problem, kernels::DepthAggregateGradients gradients,
-                    ParameterGradients& parameters) {
-  gradients.grad_weights = mutable_data_of(parameters.bias);
-  kernels::depth_aggregate_backward(problem->aggregate, gradients, torch_executor());
-}
-
-void backward_generated(Problem& problem, const Generated& generated,
-                        kernels::DepthAggregateGradients gradients,
-                        const ParameterGradients& parameters) {
-  const at::Tensor grad_weights = at::empty(generated.weights.sizes(), generated.weights.options());
-  gradients.grad_weights = grad_weights.mutable_data_ptr();
-  kernels::ConnectionWeightsGradients generator;
-  generator.z = generated.z.const_data_ptr();
-  generator.inverse_rms = generated.inverse_rms.const_data_ptr();
-  generator.grad_w1 = mutable_data_of(parameters.w1);
-  generator.grad_w2 = mutable_data_of(parameters.w2);
-  generator.grad_bias = mutable_data_of(parameters.bias);
-  kernels::depth_step_backward(*problem, {gradients, generator}, kernels::gemm, torch_executor());
-}
-
-// Adds to `gradients` of states first..i, or overwrites them, what the streams send them.
-void compute_backward(const Step& step, const at::Tensor& slots, const Generated& generated,
-                      const StreamGradients& streams, const at::Tensor& gradients, bool adds,
-                      ParameterGradients& parameters) {
-  const std::vector<void*> grad_sources = gradient_slots(step, gradients);
-  Problem problem(step, slots, generated);
-  kernels::DepthAggregateGradients of_sum;
-  of_sum.grad_out = streams.data.data();
-  of_sum.grad_sources = grad_sources.data();
-  of_sum.num_added = adds ? step.num_sources() : 0;
-  if (generated.is_given()) {
-    backward_given(problem, of_sum, parameters);
-  } else {
-    backward_generated(problem, generated, of_sum, parameters);
-  }
 }
 
 // Zeros in the slots that no source fills.
@@ -322,15 +101,15 @@ class Push : public torch::autograd::Function<Push> {
 
  public:
   // Returns the newest state, the streams and, if a state has a gradient, the link.
-  static variable_list forward(AutogradContext* context, const Input& link, const Input& base,
+  static variable_list forward(AutogradContext* context, const Input& link, const at::Tensor& base,
                                const Input& delta, const Input& w1, const Input& w2,
                                const Input& bias, const at::Tensor& buffer, const Step& step) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     Computed computed =
-        compute(step, buffer, *base, or_none(delta), or_none(w1), or_none(w2), or_none(bias));
-    save(*context, buffer, computed.generated, step);
-    save_edges(*context, {link.has_value(), base.has_value(), delta.has_value(), w1.has_value(),
-                          w2.has_value(), bias.has_value()});
+        depth::compute(step, buffer, base, or_none(delta), or_none(w1), or_none(w2), or_none(bias));
+    save(*context, buffer, w1, w2, computed.generated, step);
+    save_edges(*context, {link.has_value(), true, delta.has_value(), w1.has_value(), w2.has_value(),
+                          bias.has_value()});
     context->saved_data["link_size"] = link.has_value() ? link->size(0) : 0;
     variable_list results = {buffer.select(0, step.slot)};
     results.insert(results.end(), computed.streams.begin(), computed.streams.end());
@@ -347,20 +126,22 @@ class Push : public torch::autograd::Function<Push> {
     const at::NoGradGuard no_grad;
     const variable_list saved = context->get_saved_variables();
     const Step step = saved_step(*context);
-    const StreamGradients streams(at::ArrayRef<at::Tensor>(grads).slice(1, step.num_ways));
+    const auto streams = at::ArrayRef<at::Tensor>(grads).slice(1, step.num_ways);
+    const bool has_streams = std::any_of(streams.begin(), streams.end(),
+                                         [](const at::Tensor& grad) { return grad.defined(); });
     const bool has_link = step.first <= step.slot;
     const at::Tensor link = has_link ? grads.back() : at::Tensor();
-    if (!streams.is_any() && !grads[0].defined() && !link.defined()) {
+    if (!has_streams && !grads[0].defined() && !link.defined()) {
       return variable_list(8);
     }
     const at::Tensor& slots = saved[0];
     const at::Tensor gradients =
-        link.defined() ? link.contiguous() : new_gradients(step, slots, streams.is_any());
+        link.defined() ? link.contiguous() : new_gradients(step, slots, has_streams);
     ParameterGradients parameters;
-    if (streams.is_any()) {
+    if (has_streams) {
       parameters = new_parameters(*context, slots, step, saved);
-      compute_backward(step, slots, {saved[1], saved[2], saved[3], saved[4], saved[5]}, streams,
-                       gradients, link.defined(), parameters);
+      depth::compute_backward(step, slots, {saved[1], saved[2], saved[3], saved[4], saved[5]},
+                              streams, gradients, link.defined(), parameters);
     }
     variable_list results = results_of(*context, step, gradients, grads[0], parameters);
     if (is_recorded) {
@@ -387,10 +168,11 @@ class Push : public torch::autograd::Function<Push> {
     return edge >= 0 && context.needs_input_grad(static_cast<std::size_t>(edge));
   }
 
-  static void save(AutogradContext& context, const at::Tensor& buffer, const Generated& generated,
-                   const Step& step) {
+  // Matrices are saved as they came: a copy in the kernel's order is soon made again.
+  static void save(AutogradContext& context, const at::Tensor& buffer, const Input& w1,
+                   const Input& w2, const Generated& generated, const Step& step) {
     context.set_materialize_grads(false);
-    context.save_for_backward({buffer.narrow(0, 0, step.slot + 1), generated.w1, generated.w2,
+    context.save_for_backward({buffer.narrow(0, 0, step.slot + 1), or_none(w1), or_none(w2),
                                generated.weights, generated.z, generated.inverse_rms});
     context.saved_data["slot"] = step.slot;
     context.saved_data["first"] = step.first;
@@ -552,7 +334,7 @@ DepthStep DepthStates::push(const at::Tensor& base, const at::Tensor& delta,
   } else {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result.streams =
-        compute(step_of(size_, first_, weights, sources), buffer_, base, delta, w1, w2, bias)
+        depth::compute(step_of(size_, first_, weights, sources), buffer_, base, delta, w1, w2, bias)
             .streams;
     result.newest = buffer_.select(0, size_);
   }
@@ -565,9 +347,9 @@ DepthStep DepthStates::push_recorded(const at::Tensor& base, const at::Tensor& d
   if (!link_.defined()) {  // what came before has no gradient
     first_ = needs_grad(base) || needs_grad(delta) ? size_ : size_ + 1;
   }
-  variable_list results = Push::apply(
-      input_of(link_), input_of(base), input_of(delta), input_of(weights.w1), input_of(weights.w2),
-      input_of(weights.bias), buffer_, step_of(size_, first_, weights, sources));
+  variable_list results = Push::apply(input_of(link_), base, input_of(delta), input_of(weights.w1),
+                                      input_of(weights.w2), input_of(weights.bias), buffer_,
+                                      step_of(size_, first_, weights, sources));
   if (first_ <= size_) {
     link_ = std::move(results.back());
     results.pop_back();

@@ -1,5 +1,6 @@
 #include "paperlab/ops/linear_cross_entropy.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -318,6 +319,19 @@ Results forward_autograd(const at::Tensor& x, const at::Tensor& weight, const at
   return {results[0], results[1]};
 }
 
+// Like linear: in autocast's dtype; float64 stays.
+Results forward_autocast(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
+                         const std::optional<at::Tensor>& bias, std::int64_t ignore_index,
+                         c10::string_view reduction, double z_loss) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  const auto lower = [](const at::Tensor& tensor) {
+    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), tensor, at::kCPU);
+  };
+  return call_forward(lower(x), lower(weight), target,
+                      bias.has_value() ? std::optional(lower(*bias)) : std::nullopt, ignore_index,
+                      reduction, z_loss);
+}
+
 }  // namespace
 
 LinearCrossEntropyResult linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
@@ -354,6 +368,8 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("linear_cross_entropy", forward_meta);
   m.impl("linear_cross_entropy_backward", backward_meta);
 }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("linear_cross_entropy", forward_autocast); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("linear_cross_entropy", forward_autograd);

@@ -38,10 +38,10 @@ struct LinearCrossEntropyResult {
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::linear_cross_entropy`, its gradient as
-/// `paperlab::linear_cross_entropy_backward`. On the CPU logits exist for chunks that fit into a
-/// cache, float32 and bfloat16 accumulate in float32, float64 in float64, and the bits are the same
-/// from run to run and for any number of threads. Other devices run LibTorch's operators on chunks
-/// of rows.
+/// `paperlab::linear_cross_entropy_backward`; under autocast in autocast's dtype, as linear. On the
+/// CPU logits exist for chunks that fit into a cache, float32 and bfloat16 accumulate in float32,
+/// float64 in float64, and the bits are the same from run to run and for any number of threads.
+/// Other devices run LibTorch's operators on chunks of rows.
 PAPERLAB_API LinearCrossEntropyResult
 linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
                      const LinearCrossEntropyOptions& options = {});

@@ -3,9 +3,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/isfinite.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/StringUtil.h>
 #include <fnmatch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -13,6 +15,7 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/train/loss.h"
+#include "paperlab/train/number_text_internal.h"
 
 namespace paperlab::train {
 namespace {
@@ -28,21 +31,39 @@ void check_options(const FitOptions& options, const FitCallbacks& callbacks) {
   check_count(options.checkpoint_every, 0, "checkpoint_every must be >= 0");
   check_count(options.keep, 1, "keep must be >= 1");
   require<ValueError>(options.clip_norm > 0.0, kFunction, "clip_norm must be > 0",
-                      std::to_string(options.clip_norm));
+                      number_text(options.clip_norm));
   require<ValueError>(static_cast<bool>(callbacks.batch), kFunction, "data must be given",
                       "nothing");
+  require<ValueError>(!c10::InferenceMode::is_enabled(), kFunction,
+                      "model must be trained outside of inference mode", "a call inside it");
 }
 
 bool decays(const std::string& name, const std::vector<std::string>& no_decay) {
-  for (const std::string& pattern : no_decay) {
-    if (fnmatch(pattern.c_str(), name.c_str(), 0) == 0) {
-      return false;
-    }
+  return std::none_of(no_decay.begin(), no_decay.end(), [&name](const std::string& pattern) {
+    return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
+  });
+}
+
+// What the decoder must be for training; nothing of it is changed.
+void check_decoder(const nn::Decoder& decoder, const std::vector<std::string>& no_decay) {
+  const auto& parameters = decoder.parameters();
+  for (const auto& parameter : parameters) {
+    require<ValueError>(!parameter.value->is_inference(), kFunction,
+                        "model must be made outside of inference mode",
+                        "the inference tensor '" + parameter.spec.name + "'");
   }
-  return true;
+  // Lists for several architectures name what this one does not have; a list of typing errors alone
+  // names nothing.
+  const bool is_effective = std::any_of(
+      parameters.begin(), parameters.end(),
+      [&no_decay](const auto& parameter) { return !decays(parameter.spec.name, no_decay); });
+  require<ValueError>(no_decay.empty() || is_effective, kFunction,
+                      "no_decay must match the name of a parameter",
+                      no_decay.empty() ? "" : "'" + no_decay.front() + "'");
 }
 
 std::vector<Trained> trained_parameters(const nn::Decoder& decoder, const FitOptions& options) {
+  check_decoder(decoder, options.no_decay);
   std::vector<Trained> trained;
   for (const auto& parameter : decoder.parameters()) {
     if (parameter.value->requires_grad()) {
@@ -75,12 +96,12 @@ Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
   const auto& [schedule, optimizer, decay, no_decay, clip_norm, is_half, accumulate, out, every,
                keep, resumes, seed] = options;
   return {
-      {"schedule", static_cast<int>(schedule.kind)},
+      {"schedule", name_of(schedule.kind)},
       {"learning_rate", schedule.learning_rate},
       {"min_learning_rate", schedule.min_learning_rate},
       {"warmup_steps", schedule.warmup_steps},
       {"decay_steps", schedule.decay_steps},
-      {"optimizer", static_cast<int>(optimizer.kind)},
+      {"optimizer", name_of(optimizer.kind)},
       {"betas", {optimizer.beta1, optimizer.beta2}},
       {"eps", optimizer.eps},
       {"momentum", optimizer.momentum},
@@ -206,34 +227,75 @@ class Run {
 
   void resume(History& history) {
     directory_.emplace(options_.out);
+    directory_->check_metrics();
+    const auto steps = options_.resumes ? directory_->checkpoints() : std::vector<std::int64_t>();
+    const std::int64_t step = steps.empty() ? 0 : steps.back();
+    if (steps.empty() && options_.schedule.steps > 0) {
+      first_batch_ = batch_of(0);  // refused before anything is removed
+    }
     if (!options_.resumes) {
       directory_->clear();
     }
-    const std::vector<std::int64_t> steps = directory_->checkpoints();
-    const std::int64_t step = steps.empty() ? 0 : steps.back();
     history.records = directory_->metrics(step);
     if (!steps.empty()) {
-      const Json training = directory_->training(step);
-      check_settings(options_.out, training.value("settings", Json()), settings());
-      require<ValueError>(
-          step <= options_.schedule.steps, kFunction,
-          "steps of at least the " + std::to_string(step) + " that " + options_.out + " has",
-          std::to_string(options_.schedule.steps));
-      directory_->restore(step, model_, *optimizer_);
+      restore(step);
     }
     directory_->open_metrics(step);
   }
 
-  void save(std::int64_t step) {
-    if (directory_) {
-      directory_->save(step, model_, *optimizer_, {{"step", step}, {"settings", settings()}},
-                       options_.keep);
+  void restore(std::int64_t step) {
+    const Json training = directory_->training(step);
+    check_settings(options_.out, training.value("settings", Json()), settings());
+    require<ValueError>(
+        step <= options_.schedule.steps, kFunction,
+        "steps of at least the " + std::to_string(step) + " that " + options_.out + " has",
+        std::to_string(options_.schedule.steps));
+    if (!callbacks_.load_data_state || !training.contains("data")) {
+      directory_->restore(step, model_, *optimizer_);
+      return;
+    }
+    const Json before = callbacks_.data_state();
+    callbacks_.load_data_state(training["data"]);
+    try {
+      directory_->restore(step, model_, *optimizer_);
+    } catch (...) {
+      callbacks_.load_data_state(before);
+      throw;
     }
   }
 
-  StepRecord one_step(std::int64_t step) {
+  // Of the state before `step`, which is a good one.
+  void save(std::int64_t step) {
+    check_parameters(step - 1);
+    if (directory_) {
+      Json training = {{"step", step}, {"settings", settings()}};
+      if (callbacks_.data_state) {
+        training["data"] = callbacks_.data_state();
+      }
+      directory_->save(step, model_, *optimizer_, training, options_.keep);
+    }
+  }
+
+  void check_parameters(std::int64_t step) const {
+    for (const Trained& parameter : trained_) {
+      if (!is_finite(parameter.value)) {
+        throw ValueError(std::string(kFunction) + ": step " + std::to_string(step) +
+                         ": parameters must be finite; '" + parameter.name +
+                         "' is the first that is not");
+      }
+    }
+  }
+
+  // The batch of a step, checked. Autograd keeps it, which it does not do in inference mode.
+  at::Tensor batch_of(std::int64_t step) const {
     const at::Tensor batch = callbacks_.batch(step);
     check_batch(batch, step);
+    return batch.is_inference() ? batch.clone() : batch;
+  }
+
+  StepRecord one_step(std::int64_t step) {
+    const at::Tensor batch = first_batch_.defined() ? first_batch_ : batch_of(step);
+    first_batch_.reset();
     StepRecord record;
     record.step = step;
     record.learning_rate = learning_rate(options_.schedule, step);
@@ -291,7 +353,7 @@ class Run {
       if (!std::isfinite(value)) {
         clear_gradients();
         throw ValueError(std::string(kFunction) + ": step " + std::to_string(step) +
-                         ": the loss must be finite, got " + std::to_string(value) + "; " +
+                         ": the loss must be finite, got " + number_text(value) + "; " +
                          first_bad_tensor(*model_.decoder, part) + " is the first that is not");
       }
       sum += value;
@@ -332,6 +394,7 @@ class Run {
   std::vector<Trained> trained_;
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<RunDirectory> directory_;
+  at::Tensor first_batch_{};  // of step 0, until it is taken
 };
 
 }  // namespace

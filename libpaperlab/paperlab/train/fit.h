@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "paperlab/core/export.h"
+#include "paperlab/core/json.h"
 #include "paperlab/nn/load.h"
 #include "paperlab/train/optimizer.h"
 #include "paperlab/train/run_directory.h"
@@ -22,7 +23,8 @@ struct FitOptions {
   Schedule schedule{};
   OptimizerOptions optimizer{};
   double weight_decay = 0.0;
-  std::vector<std::string> no_decay{};  ///< fnmatch(3) patterns of names that do not decay.
+  /// fnmatch(3) patterns of names that do not decay; one of them must match.
+  std::vector<std::string> no_decay{};
   double clip_norm = std::numeric_limits<double>::infinity();  ///< > 0
   /// Products and activations in bfloat16; parameters and the optimizer stay float32.
   bool computes_in_bfloat16 = false;
@@ -30,7 +32,7 @@ struct FitOptions {
   std::string out{};                  ///< The run's directory; empty: nothing is written.
   std::int64_t checkpoint_every = 0;  ///< In steps, and at the end; 0: at the end alone.
   std::int64_t keep = 2;              ///< So many newest checkpoints stay; >= 1.
-  bool resumes = true;     ///< From the newest checkpoint; else the directory is emptied.
+  bool resumes = true;     ///< From the newest checkpoint; else what the run has is removed.
   std::uint64_t seed = 0;  ///< Kept with the checkpoints.
 };
 
@@ -41,10 +43,15 @@ struct StepReply {
 };
 
 struct FitCallbacks {
-  /// The global batch of a step, [B, T + 1] int64, a function of the step alone.
+  /// The global batch of a step, [B, T + 1] int64. Steps ascend by one.
   std::function<at::Tensor(std::int64_t step)> batch;
   /// After each step.
   std::function<StepReply(const StepRecord& record)> on_step{};
+  /// Where the data stand, kept with each checkpoint. Both or none are given: none for data that
+  /// are a function of the step alone.
+  std::function<Json()> data_state{};
+  /// Goes to where data_state() was taken; throws, and has changed nothing, if it cannot.
+  std::function<void(const Json& state)> load_data_state{};
 };
 
 struct History {
@@ -55,10 +62,12 @@ struct History {
 
 /// Trains the decoder's parameters in place by the mean cross-entropy of the next token. The same
 /// bits from run to run at one number of threads, and after any interruption.
-/// \throws ValueError  before any work if an option is not as above, or the directory holds a run
-///                     with other settings; in step n if the loss or a gradient is not finite,
-///                     naming the step and the first bad tensor (what was saved stays, and the
-///                     parameters are those before the step).
+/// \throws ValueError  before any work, with model and directory as they were, if an option or the
+///                     first batch is not as above, in inference mode, or if the directory holds a
+///                     run with other settings or other files of these names; in step n if the loss
+///                     or a gradient is not finite, naming the step and the first bad tensor (the
+///                     parameters are those before the step); before a checkpoint, and at the end,
+///                     if a parameter is not finite. What was saved stays.
 /// \throws IoError     if another run has the directory, or the system refuses.
 PAPERLAB_API History fit(nn::HfDecoder& model, const FitOptions& options,
                          const FitCallbacks& callbacks);

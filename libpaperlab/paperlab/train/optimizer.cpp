@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "paperlab/core/error.h"
+#include "paperlab/train/number_text_internal.h"
 
 namespace paperlab::train {
 namespace {
@@ -207,10 +208,16 @@ class Adafactor final : public SlotOptimizer {
 
 }  // namespace
 
+const char* name_of(OptimizerKind kind) {
+  return kind == OptimizerKind::kSgd         ? "sgd"
+         : kind == OptimizerKind::kAdafactor ? "adafactor"
+                                             : "adamw";
+}
+
 std::unique_ptr<Optimizer> make_optimizer(std::vector<Trained> parameters,
                                           const OptimizerOptions& options) {
   const auto check = [](bool holds, const char* required, double got) {
-    require<ValueError>(holds, "fit", required, std::to_string(got));
+    require<ValueError>(holds, "fit", required, number_text(got));
   };
   check(options.beta1 >= 0.0 && options.beta1 < 1.0, "betas must be in [0, 1)", options.beta1);
   check(options.beta2 >= 0.0 && options.beta2 < 1.0, "betas must be in [0, 1)", options.beta2);

@@ -18,6 +18,9 @@ namespace paperlab::train {
 
 enum class OptimizerKind : std::uint8_t { kAdamW, kSgd, kAdafactor };
 
+/// adamw, sgd or adafactor.
+PAPERLAB_API const char* name_of(OptimizerKind kind);
+
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kAdamW;
   double beta1 = 0.9;     ///< adamw

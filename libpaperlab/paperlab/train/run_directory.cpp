@@ -5,6 +5,7 @@
 #include <c10/util/StringUtil.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -125,6 +126,22 @@ StepRecord parse_record(const std::string& path, const std::string& line, std::i
   return {step, value["loss"], value["grad_norm"], value["learning_rate"]};
 }
 
+// Those of `path` and its parents that are not there, the innermost first.
+std::vector<std::string> missing_directories(const std::string& path) {
+  std::vector<std::string> missing;
+  std::error_code error;
+  for (fs::path part = fs::absolute(path, error); !error && part.has_relative_path();
+       part = part.parent_path()) {
+    if (part.has_filename()) {
+      if (fs::exists(part, error) || error) {
+        break;
+      }
+      missing.push_back(part);
+    }
+  }
+  return missing;
+}
+
 struct Metrics {
   std::vector<StepRecord> records{};
   std::uintmax_t num_bytes = 0;  // of their lines
@@ -179,20 +196,12 @@ void check_same_model(const std::string& path, const nn::HfDecoder& saved,
 RunDirectory::RunDirectory(std::string path)
     : path_(std::move(path)), metrics_(nullptr, std::fclose) {
   std::error_code error;
+  made_ = missing_directories(path_);
   fs::create_directories(path_, error);
   if (error) {
     fail(path_, error.value());
   }
-  const std::string lock = path_ + "/lock";
-  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_ < 0) {
-    fail(lock, errno);
-  }
-  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    const int code = errno;
-    close(lock_);
-    throw IoError(path_ + ": another run is writing there", code);
-  }
+  take();
   std::vector<std::string> left_over;
   for (const fs::directory_entry& entry : fs::directory_iterator(path_)) {
     if (is_left_over(entry.path().filename())) {
@@ -204,7 +213,34 @@ RunDirectory::RunDirectory(std::string path)
   }
 }
 
-RunDirectory::~RunDirectory() { close(lock_); }
+void RunDirectory::take() {
+  const std::string lock = lock_path();
+  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  made_lock_ = lock_ >= 0;
+  if (!made_lock_) {
+    lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  }
+  if (lock_ < 0) {
+    fail(lock, errno);
+  }
+  struct stat status{};
+  const bool is_taken = flock(lock_, LOCK_EX | LOCK_NB) == 0 && fstat(lock_, &status) == 0;
+  const int code = errno;
+  if (!is_taken || status.st_nlink == 0) {  // another one has it, or has just removed it
+    close(lock_);
+    throw IoError(path_ + ": another run is writing there", is_taken ? 0 : code);
+  }
+}
+
+RunDirectory::~RunDirectory() {
+  if (!has_begun_ && made_lock_) {
+    unlink(lock_path().c_str());
+    for (const std::string& directory : made_) {
+      rmdir(directory.c_str());  // which leaves one that others use
+    }
+  }
+  close(lock_);
+}
 
 std::string RunDirectory::checkpoint_path(std::int64_t step) const {
   const std::string digits = std::to_string(step);
@@ -228,7 +264,12 @@ std::vector<std::int64_t> RunDirectory::checkpoints() const {
 }
 
 Json RunDirectory::training(std::int64_t step) const {
-  return read_json(checkpoint_path(step) + "/training.json");
+  const std::string path = checkpoint_path(step) + "/training.json";
+  Json training = read_json(path);
+  require<ValueError>(training.is_object() && training.value("step", Json(step)) == step,
+                      path.c_str(), "an object of step " + std::to_string(step),
+                      training.dump().substr(0, 80));
+  return training;
 }
 
 void RunDirectory::restore(std::int64_t step, const nn::HfDecoder& model,
@@ -251,6 +292,7 @@ void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const Opt
   const std::string path = checkpoint_path(step);
   const std::string temporary = path + kTemporary;
   std::error_code error;
+  has_begun_ = true;
   remove_all(temporary);
   try {
     nn::save(model, temporary);
@@ -285,11 +327,26 @@ void RunDirectory::clear() {
   remove_all(metrics_path());
 }
 
+void RunDirectory::check_metrics() const {
+  std::ifstream file(metrics_path());
+  std::string line;
+  if (!std::getline(file, line)) {
+    return;  // none, or empty
+  }
+  if (!file.eof()) {
+    parse_record(metrics_path(), line, 0);
+    return;
+  }
+  require<ValueError>(line[0] == '{', metrics_path().c_str(), "a record of step 0",
+                      line.substr(0, 80));
+}
+
 std::vector<StepRecord> RunDirectory::metrics(std::int64_t num_steps) const {
   return read_metrics(metrics_path(), num_steps).records;
 }
 
 void RunDirectory::open_metrics(std::int64_t num_steps) {
+  has_begun_ = true;
   const std::uintmax_t num_bytes = read_metrics(metrics_path(), num_steps).num_bytes;
   metrics_.reset(std::fopen(metrics_path().c_str(), "ae"));
   if (metrics_ == nullptr ||

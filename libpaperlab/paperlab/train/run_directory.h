@@ -31,7 +31,8 @@ struct StepRecord {
 /// directory with optimizer.safetensors and training.json beside the model.
 class PAPERLAB_API RunDirectory {
  public:
-  /// Makes the directory, takes it, and removes what a killed run left half-written.
+  /// Makes the directory, takes it, and removes what a killed run left half-written. A directory
+  /// that this made and in which nothing began goes again with it.
   /// \throws IoError  if another run has it, or the system refuses.
   explicit RunDirectory(std::string path);
   ~RunDirectory();
@@ -44,7 +45,7 @@ class PAPERLAB_API RunDirectory {
   std::vector<std::int64_t> checkpoints() const;
 
   /// training.json of a checkpoint.
-  /// \throws IoError, ValueError  as read_json().
+  /// \throws IoError, ValueError  as read_json(), and if it is no object or of another step.
   Json training(std::int64_t step) const;
 
   /// Copies a checkpoint's values into the decoder and the optimizer.
@@ -59,6 +60,9 @@ class PAPERLAB_API RunDirectory {
 
   /// Removes metrics, events and checkpoints.
   void clear();
+
+  /// \throws ValueError  if there is a metrics.jsonl that no run wrote.
+  void check_metrics() const;
 
   /// The first `num_steps` lines of metrics.jsonl.
   /// \throws ValueError  if there are fewer, or a line is malformed.
@@ -76,11 +80,16 @@ class PAPERLAB_API RunDirectory {
   void append_measures(std::int64_t step, const Scalars& measures);
 
  private:
+  void take();
   std::string checkpoint_path(std::int64_t step) const;
+  std::string lock_path() const { return path_ + "/lock"; }
   std::string metrics_path() const { return path_ + "/metrics.jsonl"; }
 
   std::string path_;
+  std::vector<std::string> made_{};  // directories, the innermost first
   int lock_ = -1;
+  bool made_lock_ = false;
+  bool has_begun_ = false;
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> metrics_;
   std::unique_ptr<EventFile> events_{};
 };

@@ -5,17 +5,22 @@
 #include <string>
 
 #include "paperlab/core/error.h"
+#include "paperlab/train/number_text_internal.h"
 
 namespace paperlab::train {
+
+const char* name_of(ScheduleKind kind) {
+  return kind == ScheduleKind::kCosine ? "cosine" : kind == ScheduleKind::kWsd ? "wsd" : "constant";
+}
 
 void check(const Schedule& schedule) {
   constexpr char kFunction[] = "fit";
   const double rate = schedule.learning_rate;
   const double least = schedule.min_learning_rate;
   require<ValueError>(std::isfinite(rate) && rate > 0.0, kFunction,
-                      "learning_rate must be finite and > 0", std::to_string(rate));
+                      "learning_rate must be finite and > 0", number_text(rate));
   require<ValueError>(least >= 0.0 && least <= rate, kFunction,
-                      "min_learning_rate must be in 0..learning_rate", std::to_string(least));
+                      "min_learning_rate must be in 0..learning_rate", number_text(least));
   require<ValueError>(schedule.steps >= 0, kFunction, "steps must be >= 0",
                       std::to_string(schedule.steps));
   require<ValueError>(schedule.warmup_steps >= 0, kFunction, "warmup_steps must be >= 0",

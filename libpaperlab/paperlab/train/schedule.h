@@ -12,6 +12,9 @@ namespace paperlab::train {
 
 enum class ScheduleKind : std::uint8_t { kConstant, kCosine, kWsd };
 
+/// constant, cosine or wsd.
+PAPERLAB_API const char* name_of(ScheduleKind kind);
+
 /// With r = learning_rate, m = min_learning_rate, w = warmup_steps, n = steps, and step from 0:
 /// r (step + 1) / w while step < w, then
 ///   constant  r

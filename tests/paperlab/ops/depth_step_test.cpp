@@ -511,6 +511,36 @@ TEST(DepthStep, ItIsTheTwoOperatorsInOne) {
   EXPECT_LE((out - at::stack(step.streams)).abs().max().item<double>(), 1e-13);
 }
 
+TEST(DepthStep, GradientsOfAllStatesShareOneBuffer) {
+  const at::Tensor first = normal({2, 3, 4}, 0).set_requires_grad(true);
+  Tensors kept;
+  DepthStates states(4, first.sin());
+  at::Tensor x = first;
+  for (std::int64_t i = 1; i < 4; ++i) {
+    x = x.cos();
+    x.register_hook([&kept](const at::Tensor& grad) { kept.push_back(grad); });
+    Sources sources;
+    for (std::int64_t j = 0; j <= i; ++j) {
+      sources.push_back(j);
+    }
+    x = states.push(x, {}, {.bias = at::ones({1, i + 1}, at::kDouble)}, sources).streams[0];
+  }
+  x.sum().backward();
+  ASSERT_EQ(kept.size(), 3U);
+  EXPECT_EQ(kept[0].storage().data_ptr().get(), kept[1].storage().data_ptr().get());
+  EXPECT_EQ(kept[0].storage().data_ptr().get(), kept[2].storage().data_ptr().get());
+}
+
+TEST(DepthStep, StatesThatNobodyTrainsHaveNoGradient) {
+  const at::Tensor x = normal({2, 3, 4}, 0);
+  const at::Tensor bias = at::ones({1, 2}, at::kDouble).set_requires_grad(true);
+  DepthStates states(3, x);
+  const DepthStep one = states.push(x, x, {.bias = bias}, {0, 1});
+  EXPECT_FALSE(one.newest.requires_grad());
+  EXPECT_TRUE(one.streams[0].requires_grad());
+  EXPECT_TRUE(states.push(one.streams[0], {}).newest.requires_grad());
+}
+
 TEST(DepthStep, BuffersGoWithTheGraph) {
   using Weak = c10::weak_intrusive_ptr<c10::StorageImpl>;
   std::optional<Weak> states_memory, gradients_memory;

@@ -43,6 +43,29 @@ TEST(RunDirectory, HasOneOwner) {
   const RunDirectory third(folder / "run");
 }
 
+TEST(RunDirectory, GoesAgainIfNothingBegan) {
+  const experiments::Scratch folder;
+  {
+    const RunDirectory run(folder / "a/b/run");
+  }
+  EXPECT_FALSE(fs::exists(folder / "a"));
+  fs::create_directory(folder / "a");
+  write(folder / "a/others", "x");
+  {
+    const RunDirectory run(folder / "a/b/run/");
+  }
+  EXPECT_TRUE(fs::exists(folder / "a/others"));
+  EXPECT_FALSE(fs::exists(folder / "a/b"));
+  {
+    RunDirectory(folder / "a/b/run").open_metrics(0);
+  }
+  EXPECT_TRUE(fs::exists(folder / "a/b/run/metrics.jsonl"));
+  {
+    const RunDirectory run(folder / "a/b/run");
+  }
+  EXPECT_TRUE(fs::exists(folder / "a/b/run/lock"));
+}
+
 TEST(RunDirectory, KeepsTheNewestAndIgnoresOthers) {
   const experiments::Scratch folder;
   fs::create_directories(folder / "run/checkpoint-00000007.tmp");
@@ -110,6 +133,27 @@ TEST(Metrics, LinesAfterTheCheckpointComeAgain) {
   EXPECT_THROW(run.metrics(4), ValueError);
   run.append(record(3));
   EXPECT_EQ(run.metrics(4).back(), record(3));
+}
+
+TEST(Metrics, MustBeARuns) {
+  const auto is_accepted = [](const std::string& text) {
+    const experiments::Scratch folder;
+    fs::create_directory(folder / "run");
+    write(folder / "run/metrics.jsonl", text);
+    const RunDirectory run(folder / "run");
+    try {
+      run.check_metrics();
+    } catch (const ValueError&) {
+      return false;
+    }
+    return true;
+  };
+  const std::string line = "{\"step\":0,\"loss\":1.0,\"grad_norm\":1.0,\"learning_rate\":1.0}";
+  for (const std::string& text : {std::string(), line + "\n", line, line + "\nx", line.substr(5)}) {
+    EXPECT_EQ(is_accepted(text), text != line.substr(5)) << text;
+  }
+  EXPECT_FALSE(is_accepted("\n" + line));
+  EXPECT_FALSE(is_accepted("step,loss\n"));
 }
 
 TEST(Metrics, RefusesWhatIsNoRecord) {

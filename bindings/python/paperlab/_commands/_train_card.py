@@ -1,6 +1,7 @@
 """The model card of a training run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,27 @@ from paperlab._commands._train_config import Config
 _NAMES = {"adamw": "AdamW", "sgd": "SGD", "adafactor": "Adafactor"}
 
 
+_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license: *(\"?)([^\"\n\[]+)\1\n(?:.*\n)*?---", re.ASCII)
+
+
+def licence_of(config: Config) -> str:
+    """As the config states it; else as the card of the model that it began with."""
+    stated, parent = str(config["licence"]), config["model"]["from"]
+    if stated != "unknown" or parent is None:
+        return stated
+    try:
+        text = (Path(parent) / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeError):
+        return stated
+    match = _LICENCE.match(text)
+    return match[2].strip() if match else stated
+
+
 def card(out: Path, run: Config, result: Config) -> str:
     """README.md of the directory: method, data, numbers, recipe, licence."""
-    config = run["config"]
+    config, licence = run["config"], run["licence"]
     parent = config["model"]["from"]
-    head = [f"license: {json.dumps(config['licence'])}", "library_name: transformers"]
+    head = [f"license: {json.dumps(licence)}", "library_name: transformers"]
     head += ["tags:", "- paperlab"] + ([f"base_model: {json.dumps(parent)}"] if parent else [])
     sections = [
         "\n".join(["---", *head, "---"]),
@@ -22,10 +39,11 @@ def card(out: Path, run: Config, result: Config) -> str:
         f"## Method\n\n{_method(config, result)}",
         f"## Data\n\n{_data(run)}",
         f"## Held-out text\n\n{_numbers(config, result)}",
+        f"## Limitations\n\n{_limitations(run, result)}",
         f"## Parents\n\n{f'`{parent}`' if parent else 'None: the initial values are random.'}",
         "## Recipe\n\n`./paperlab train --config FILE` with\n\n"
         f"```json\n{json.dumps(config, indent=2, ensure_ascii=False)}\n```",
-        f"## Licence\n\n{config['licence']}",
+        f"## Licence\n\n{licence}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -54,7 +72,7 @@ def _data(run: Config) -> str:
         f"| {name} | {weight:.4f} | {record['tokens'][name]:,} |"
         for name, weight in record["weights"].items()
     )
-    missing = "".join(f"\nMissing: {name}: {why}\n" for name, why in record["missing"].items())
+    missing = "".join(f"\nLeft out: {name}: {why}\n" for name, why in record["left_out"].items())
     return (
         f"Corpus `{record['corpus']}`, manifest SHA-256 `{record['manifest_sha256']}`; "
         f"tokenizer `{config['tokenizer']}`, tokens' manifest SHA-256 "
@@ -79,6 +97,19 @@ def _numbers(config: Config, result: Config) -> str:
         "document from its own beginning.\n\n"
         "| domain | documents | tokens | perplexity | bits per byte |\n|---|---|---|---|---|\n"
         f"{rows}{shown}"
+    )
+
+
+def _limitations(run: Config, result: Config) -> str:
+    domains = ", ".join(run["data"]["weights"])
+    begun = " after what its parent saw" if run["config"]["model"]["from"] else ""
+    measured = "nothing" if result["evaluation"] is None else "the numbers above"
+    return (
+        f"It continues text like that of its domains ({domains}){begun}, and knows nothing of "
+        "others. It was not trained to follow instructions or to be safe, and what it says need "
+        f"not be true. Of its quality, {measured} was measured; held-out documents come from the "
+        f"same sources. It reads at most {result['max_positions']:,} tokens and was trained on "
+        f"rows of {run['config']['data']['length']:,}."
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ Check = Callable[[Any], str | None]  # what is required, if it is not met
 
 REQUIRED = object()
 
+_MOST_COUNT, _MOST_SEED = 2**53, 2**64 - 1
+_MOST_ROWS = 2**40  # of a run, as data.Sampler counts them
 
-def _whole(low: int) -> Check:
+
+def _whole(low: int, high: int = _MOST_COUNT) -> Check:
     def check(value: Any) -> str | None:
-        is_right = isinstance(value, int) and not isinstance(value, bool) and value >= low
-        return None if is_right else f"a whole number >= {low}"
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            return f"a whole number >= {low}"
+        return None if value <= high else f"a whole number <= {high}"
 
     return check
 
@@ -80,7 +85,7 @@ _FIELDS: dict[str, dict[str, tuple[Any, Check]]] = {
         "from": (None, _or_none(_text)),
         "config": (None, _or_none(_object)),
         "init": ("normal", _choice("normal", "gpt_neox", "xavier")),
-        "seed": (0, _whole(0)),
+        "seed": (0, _whole(0, _MOST_SEED)),
         "dtype": ("float32", _choice("float32", "float64", "bfloat16")),
     },
     "data": {
@@ -111,7 +116,7 @@ _FIELDS: dict[str, dict[str, tuple[Any, Check]]] = {
         "accumulate": (1, _whole(1)),
         "checkpoint_every": (None, _or_none(_whole(1))),
         "keep": (2, _whole(1)),
-        "seed": (0, _whole(0)),
+        "seed": (0, _whole(0, _MOST_SEED)),
     },
     "eval": {
         "every": (None, _or_none(_whole(1))),
@@ -143,8 +148,8 @@ def read(path: Path, settings: Sequence[str]) -> Config:
         given = json.loads(text, object_pairs_hook=_object_of, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: {error}") from None
+    except (ValueError, RecursionError):  # no error of syntax
+        raise UsageError(f"{path}: {_fault(text)}") from None
     if not isinstance(given, dict):
         raise UsageError(f"{path}: must be an object, got {json.dumps(given):.60}")
     for setting in settings:
@@ -152,11 +157,39 @@ def read(path: Path, settings: Sequence[str]) -> Config:
     return _complete(str(path), given)
 
 
+_MOST_DEPTH, _MOST_DIGITS = 64, 300
+_WORDS = re.compile(
+    r'(?P<key>"(?:[^"\\]|\\.)*")(?=\s*:)|"(?:[^"\\]|\\.)*"|(?P<open>[{[])|(?P<close>[]}])'
+    rf"|(?P<constant>-?(?:NaN|Infinity))|(?P<long>\d{{{_MOST_DIGITS},}})"
+)
+
+
+def _fault(text: str) -> str:
+    """Where the first thing stands that JSON's syntax allows and a config does not."""
+    objects: list[set[str]] = []
+    for match in _WORDS.finditer(text):
+        place, word = f"line {text.count(chr(10), 0, match.start()) + 1}: ", match[0]
+        if match["key"] and objects:
+            if word in objects[-1]:
+                return f"{place}the key {json.loads(word)!a:.60} comes twice"
+            objects[-1].add(word)
+        elif match["constant"]:
+            return f"{place}{word} is no JSON value"
+        elif match["long"]:
+            return f"{place}a number of {len(word)} digits"
+        elif match["open"]:
+            objects.append(set())
+            if len(objects) > _MOST_DEPTH:
+                return f"{place}nested more than {_MOST_DEPTH} deep"
+        elif match["close"] and objects:
+            objects.pop()
+    return "not a config"
+
+
 def _object_of(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {max(keys, key=keys.count)!a:.60} comes twice")
+        raise ValueError("a key comes twice")
     return result
 
 
@@ -172,7 +205,7 @@ def _set(config: Config, setting: str) -> None:
         raise UsageError(f"--set needs KEY=VALUE, got {setting!a:.60}")
     try:
         value = json.loads(word, parse_constant=_no_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = word
     place: Any = config
     for section in sections:
@@ -232,6 +265,12 @@ def _check_choices(source: str, config: Config) -> None:
     _one_of(source, "data", data, "recipe", "files")
     if data["files"] is not None and data["domains"] is not None:
         raise UsageError(f"{source}: data.domains goes with data.recipe")
+    num_rows = config["training"]["steps"] * config["training"]["batch_size"]
+    if num_rows > _MOST_ROWS:
+        raise UsageError(
+            f"{source}: training.steps times training.batch_size must be at most {_MOST_ROWS}, "
+            f"got {num_rows}"
+        )
     if data["tokenizer"] == "model" and model["from"] is None:
         raise UsageError(f"{source}: data.tokenizer 'model' goes with model.from")
     if held_out is None:

@@ -6,16 +6,17 @@ import fcntl
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import paperlab
+from paperlab import _core, data, nn, train
 from paperlab import eval as evaluation
-from paperlab import nn, train
 from paperlab._commands import _line, _train_card, _train_config, _train_data
 from paperlab._commands._line import UsageError
 from paperlab._commands._train_config import Config
@@ -50,64 +51,103 @@ def _train(options: argparse.Namespace) -> None:
         print(json.dumps(config, indent=2, ensure_ascii=False))
         return
     out = Path(options.out or Path("results/train") / Path(options.config).stem)
-    out.mkdir(parents=True, exist_ok=True)
-    done = _read(out / "result.json") if options.resume == "auto" else None
-    if done is not None and done.get("config") == config:
+    done = _read(out / "result.json", "config") if options.resume == "auto" else None
+    if done is not None and done["config"] == config and _has_step(out, config):
         print(f"{out} is complete: {_summary(done)}")
         return
-    texts = _train_data.open_texts(config)
+    texts = _train_data.open_texts(options.config, config, print)
     run = {"schema": _SCHEMA, "version": paperlab.__version__, "config": config}
+    run["licence"] = _train_card.licence_of(config)
     run["data"] = texts.record | {
         "weights": texts.sampler.weights,
         "tokens": {name: texts.tokens.counts[name]["train"].tokens for name in texts.sampler.names},
     }
     model = _model(options.config, config, texts)
-    work = _Run(out, run, texts, model, options)
-    with _taken(out):
-        _begin(out, run, options.resume)
-    result = work.execute()
-    _save(out, run, texts, model, result)
+    with _taken(out), tempfile.TemporaryDirectory(prefix="paperlab-train-") as folder:
+        work = _Run(out, run, texts, model, options)
+        if config["data"]["tokenizer"] != "model":
+            _core.set_tokenizer_files(model.core, _tokenizer_files(Path(folder), texts))
+        result = work.execute()
+        model.save_pretrained(out / "model")
+        _write(out / "model/README.md", _train_card.card(out, run, result))
+        _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(f"{out / 'model'}: {_summary(result)}")
 
 
-def _read(path: Path) -> Config | None:
-    """What the file holds; None if there is none."""
+def _read(path: Path, *objects: str) -> Config | None:
+    """What the file holds, with objects of these names; None if there is none."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"'{path}': malformed; --resume never begins anew") from None
     if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
         raise ValueError(f"'{path}': malformed; --resume never begins anew")
     if value["schema"] > _SCHEMA:
         raise UsageError(f"'{path}' is of a newer version of paperlab")
+    for name in objects:
+        if not isinstance(value.get(name), dict):
+            raise ValueError(f"'{path}': has no object {name}; --resume never begins anew")
     return value
+
+
+def _has_step(out: Path, config: Config) -> bool:
+    """Whether there is a step that a run has done, unless it has none to do."""
+    try:
+        return not config["training"]["steps"] or (out / "metrics.jsonl").stat().st_size > 0
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
 def _taken(out: Path) -> Iterator[None]:
-    """The directory's lock, as `train.fit` takes it."""
-    with (out / "lock").open("ab") as lock:
+    """One command at a time has the directory; a new one in which nothing began goes again.
+
+    The lock is another than that of `train.fit`, which is free before and after the steps.
+    """
+    made = [folder for folder in [out, *out.parents] if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "command.lock"
+    with path.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"{out}: another run is writing there") from None
-        yield
+        if os.fstat(lock.fileno()).st_nlink == 0:  # whose owner has just removed it
+            raise OSError(f"{out}: another run is writing there")
+        try:
+            yield
+        finally:
+            if made and os.listdir(out) == [path.name]:
+                path.unlink()
+                for folder in made:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
 
 
-def _begin(out: Path, run: Config, resume: str) -> None:
-    """Writes run.json; what a run with other values left is refused, or removed."""
-    before = _read(out / "run.json") if resume == "auto" else None
-    if before is not None:
-        _train_config.check_unchanged(f"'{out}'", before["config"], run["config"])
-        for key in ("manifest_sha256", "tokens_sha256"):
-            if before["data"][key] != run["data"][key]:
-                raise ValueError(f"'{out}' holds a run on other data; --resume never begins anew")
-    else:
-        (out / "evaluations.jsonl").unlink(missing_ok=True)
-    (out / "result.json").unlink(missing_ok=True)
-    _write(out / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+def _earlier(out: Path, run: Config, resume: str) -> bool:
+    """Whether there is a run to go on with; one with other values or data is refused."""
+    before = _read(out / "run.json", "config", "data") if resume == "auto" else None
+    if before is None or not _has_step(out, run["config"]):
+        return False
+    _train_config.check_unchanged(f"'{out}'", before["config"], run["config"])
+    for key in ("manifest_sha256", "tokens_sha256"):
+        if before["data"].get(key) != run["data"][key]:
+            raise ValueError(f"'{out}' holds a run on other data; --resume never begins anew")
+    return True
+
+
+def _tokenizer_files(folder: Path, texts: _train_data.Texts) -> list[str]:
+    """The files that checkpoints and the model hold."""
+    path = texts.tokens.tokenizer_path
+    if path is None:
+        path = folder / "tokenizer.json"
+        content = _train_data.byte_tokenizer(texts.tokens.separator)
+        _write(path, json.dumps(content, ensure_ascii=False, indent=1))
+    settings = folder / "tokenizer_config.json"
+    _write(settings, json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
+    return [str(path), str(settings)]
 
 
 def _write(path: Path, text: str) -> None:
@@ -140,9 +180,10 @@ def _model(source: str, config: Config, texts: _train_data.Texts) -> nn.Decoder:
             text = str(error).removeprefix("config: ")
             raise UsageError(f"{source}: model.config: {text}") from None
     if tokens.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"vocabulary mismatch: the data have {tokens.vocab_size} tokens, the model "
-            f"{model.vocab_size}"
+        key = "model.from" if options["from"] is not None else "model.config.vocab_size"
+        raise UsageError(
+            f"{source}: {key}: vocabulary mismatch: the data have {tokens.vocab_size} tokens, the "
+            f"model {model.vocab_size}"
         )
     if config["data"]["length"] > model.max_positions:
         raise UsageError(
@@ -220,28 +261,56 @@ class _Progress:
 
 
 class _Evaluations:
-    """evaluations.jsonl: a line for each measurement, of the steps that count."""
+    """evaluations.jsonl: a line for each measurement, of the steps that count.
 
-    def __init__(self, path: Path) -> None:
+    Raises ValueError naming file and line if an earlier run's are damaged. An unfinished last line
+    is that of a killed process and is dropped.
+    """
+
+    def __init__(self, path: Path, goes_on: bool) -> None:
         self._path = path
-        self._is_open = False
-
-    def keep(self, steps: int) -> Config | None:
-        """Drops those after so many steps, once; returns the last that is left."""
-        lines = []
+        self._lines: list[Config] = []
         with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                value = json.loads(line)
-                if value["steps"] <= steps:
-                    lines.append(value)
-        if not self._is_open and self._path.exists():
-            _write(self._path, "".join(f"{json.dumps(value)}\n" for value in lines))
-        self._is_open = True
-        return lines[-1] if lines else None
+            whole = path.read_bytes().split(b"\n")[:-1] if goes_on else []
+            self._lines = [self._parsed(i, line) for i, line in enumerate(whole, start=1)]
+
+    def _parsed(self, number: int, line: bytes) -> Config:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        is_right = isinstance(value, dict) and isinstance(value.get("domains"), dict)
+        if not is_right or not isinstance(value.get("steps"), int):
+            raise ValueError(f"'{self._path}': line {number}: not a measurement")
+        return dict(value)
+
+    def keep(self, steps: int) -> None:
+        """Drops those after so many steps."""
+        self._lines = [value for value in self._lines if value["steps"] <= steps]
+        if self._lines or self._path.exists():
+            _write(self._path, "".join(f"{json.dumps(value)}\n" for value in self._lines))
+
+    def after(self, steps: int) -> Config | None:
+        """The one after so many steps."""
+        return next((value for value in self._lines if value["steps"] == steps), None)
 
     def append(self, value: Config) -> None:
+        """Writes one that is later than all others."""
+        self._lines.append(value)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
+
+
+class _Batches:
+    """The sampler's batches and state; what a resumed run lacks is done before its first batch."""
+
+    def __init__(self, sampler: data.Sampler, before: Callable[[int], None]) -> None:
+        self._sampler, self._before = sampler, before
+        self.state, self.load_state = sampler.state, sampler.load_state
+
+    def __call__(self, step: int) -> torch.Tensor:
+        self._before(step)
+        return self._sampler(step)
 
 
 class _Run:
@@ -255,12 +324,14 @@ class _Run:
         model: nn.Decoder,
         options: argparse.Namespace,
     ) -> None:
-        self._out, self._config, self._texts, self._model = out, run["config"], texts, model
+        self._out, self._run, self._config = out, run, run["config"]
+        self._texts, self._model = texts, model
         self._source, self._resume = options.config, options.resume
         self._options: Config | None = self._config["eval"]
-        self._held_out = texts.held_out(self._options) if self._options else {}
-        self._evaluations = _Evaluations(out / "evaluations.jsonl")
-        self._newest: Config | None = None
+        self._held_out = texts.held_out(self._source, self._options, print) if self._options else {}
+        self._prompt = self._prompt_ids()
+        goes_on = _earlier(out, run, options.resume)
+        self._evaluations = _Evaluations(out / "evaluations.jsonl", goes_on)
         self._has_begun = False
         length = self._config["data"]["length"]
         tokens = self._config["training"]["batch_size"] * length
@@ -281,7 +352,7 @@ class _Run:
         try:
             history = train.fit(
                 self._model,
-                self._texts.sampler,
+                _Batches(self._texts.sampler, self._before),
                 **training,
                 out=self._out,
                 resume=self._resume,
@@ -290,8 +361,8 @@ class _Run:
         except ValueError as error:
             raise self._named(error) from None
         steps = len(history["loss"])
-        self._newest = self._evaluations.keep(steps)
-        if self._options and (self._newest is None or self._newest["steps"] != steps):
+        self._begin(steps)
+        if self._options and self._evaluations.after(steps) is None:
             self._measure(steps)
         return {
             "schema": _SCHEMA,
@@ -299,7 +370,9 @@ class _Run:
             "steps": steps,
             "parameters": sum(value.numel() for value in self._model.parameters()),
             "loss": history["loss"][-1] if steps else None,
-            "evaluation": self._newest,
+            "max_positions": self._model.max_positions,
+            "data": self._run["data"],
+            "evaluation": self._evaluations.after(steps),
         }
 
     def _named(self, error: ValueError) -> Exception:
@@ -309,13 +382,30 @@ class _Run:
             return UsageError(f"{self._source}: training.{name} {rest}")
         return error
 
-    def _on_step(self, record: train.StepRecord) -> Mapping[str, float] | None:
+    def _begin(self, steps: int) -> None:
+        """Once nothing is refused any more: what this run is, and what an earlier one measured."""
         if not self._has_begun:
             self._has_begun = True
-            self._evaluations.keep(record.step)
-        self._progress.show(record)
+            (self._out / "result.json").unlink(missing_ok=True)
+            text = json.dumps(self._run, indent=2, ensure_ascii=False)
+            _write(self._out / "run.json", text + "\n")
+            self._evaluations.keep(steps)
+
+    def _before(self, step: int) -> None:
+        """A resumed run measures what an interrupted one left out after that many steps."""
+        if step and not self._has_begun:
+            self._begin(step)
+            if self._is_due(step) and self._evaluations.after(step) is None:
+                self._measure(step)
+
+    def _is_due(self, steps: int) -> bool:
         every = self._options["every"] if self._options else None
-        if every is None or (record.step + 1) % every:
+        return every is not None and steps % every == 0
+
+    def _on_step(self, record: train.StepRecord) -> Mapping[str, float] | None:
+        self._begin(record.step)
+        self._progress.show(record)
+        if not self._is_due(record.step + 1):
             return None
         start = time.perf_counter()
         result = self._measure(record.step + 1)
@@ -330,48 +420,42 @@ class _Run:
         length = self._config["data"]["length"]
         rows: Config = {}
         for name, documents in self._held_out.items():
-            parts = [evaluation.score(self._model, d.tokens, context=length) for d in documents]
+            parts = [self._score(document.tokens, length) for document in documents]
             num_bytes = sum(document.num_bytes for document in documents)
             summary = evaluation.Scores.joined(parts).summary(num_bytes=num_bytes)
             rows[name] = {"documents": len(documents), **summary}
         result: Config = {"steps": steps, "domains": rows}
         shown = ", ".join(f"{name} {row['bits_per_byte']:.4f}" for name, row in rows.items())
         print(f"step {steps:,}  held out, bits per byte: {shown}", flush=True)
-        if self._options["prompt"] is not None:
-            result["sample"] = self._sample(self._options["prompt"])
+        if self._prompt:
+            result["sample"] = self._sample()
             print(f"step {steps:,}  sample: {json.dumps(result['sample'], ensure_ascii=False)}")
         self._evaluations.append(result)
-        self._newest = result
         return result
 
-    def _sample(self, prompt: str) -> str:
-        ids = self._texts.ids(prompt)
-        count = min(self._options["sample_tokens"], self._model.max_positions - len(ids))  # type: ignore[index]
-        if not ids or count < 1:
-            raise ValueError("eval.prompt must have a token and leave room for others")
-        tokens = self._model.generate([ids], count, pad_token_id=None)
-        return self._texts.text(tokens[0].tolist())
+    def _score(self, tokens: torch.Tensor, length: int) -> evaluation.Scores:
+        """Between windows Python sees Ctrl-C."""
+        return evaluation.score(self._model, tokens, context=length, on_window=lambda count: None)
 
+    def _prompt_ids(self) -> list[int]:
+        """The tokens of eval.prompt, which leaves room for others; empty if there is none."""
+        prompt = self._options["prompt"] if self._options else None
+        if prompt is None:
+            return []
+        ids, most = self._texts.ids(prompt), self._model.max_positions - 1
+        if not 1 <= len(ids) <= most:
+            raise UsageError(
+                f"{self._source}: eval.prompt must have 1..{most} tokens, got {len(ids)}"
+            )
+        return ids
 
-def _save(
-    out: Path, run: Config, texts: _train_data.Texts, model: nn.Decoder, result: Config
-) -> None:
-    """DIR/model and, last, DIR/result.json."""
-    directory = out / "model"
-    model.save_pretrained(directory)
-    if texts.tokens.tokenizer_path is not None:
-        tokenizer = texts.tokens.tokenizer_path.read_text(encoding="utf-8")
-    else:
-        content = _train_data.byte_tokenizer(texts.tokens.separator)
-        tokenizer = json.dumps(content, ensure_ascii=False, indent=1)
-    _write(directory / "tokenizer.json", tokenizer)
-    if not (directory / "tokenizer_config.json").exists():
-        _write(
-            directory / "tokenizer_config.json",
-            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n",
+    def _sample(self) -> str:
+        assert self._options is not None
+        count = min(self._options["sample_tokens"], self._model.max_positions - len(self._prompt))
+        tokens = self._model.generate(
+            [self._prompt], count, pad_token_id=None, on_tokens=lambda step: None
         )
-    _write(directory / "README.md", _train_card.card(out, run, result))
-    _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return self._texts.text(tokens[0].tolist())
 
 
 def _summary(result: Config) -> str:

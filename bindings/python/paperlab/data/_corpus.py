@@ -132,9 +132,7 @@ def load(name: str, domains: Sequence[str] | None = None, *, cache: Path | None 
     return load_for("data.load", name, domains, cache)
 
 
-def load_for(
-    function: str, name: str, domains: Sequence[str] | None, cache: Path | None
-) -> Corpus:
+def load_for(function: str, name: str, domains: Sequence[str] | None, cache: Path | None) -> Corpus:
     """`load` for a function whose name the errors say."""
     recipe = recipe_named(function, name)
     if _is_of_images(recipe):
