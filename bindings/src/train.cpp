@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -31,24 +32,23 @@ const std::map<std::string, train::ScheduleKind> kSchedules = {
 using Reply = std::pair<bool, std::map<std::string, double>>;
 using Columns = std::tuple<std::vector<double>, std::vector<double>, std::vector<double>, bool>;
 
-// State of the data as JSON text; both or none are given.
+// State of the data; both or none are given.
 using GetState = std::function<std::string()>;
 using SetState = std::function<void(const std::string&)>;
 
 Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
             std::function<at::Tensor(std::int64_t)> batch,
             const std::function<Reply(const train::StepRecord&)>& on_step,
-            const GetState& data_state, const SetState& load_data_state) {
+            const std::optional<GetState>& data_state,
+            const std::optional<SetState>& load_data_state) {
   const auto report = [&on_step](const train::StepRecord& record) {
     const Reply reply = on_step(record);
     return train::StepReply{reply.first, {reply.second.begin(), reply.second.end()}};
   };
   train::FitCallbacks callbacks{std::move(batch), report};
   if (data_state && load_data_state) {
-    callbacks.data_state = [&data_state] { return Json::parse(data_state()); };
-    callbacks.load_data_state = [&load_data_state](const Json& state) {
-      load_data_state(state.dump());
-    };
+    callbacks.data_state = *data_state;
+    callbacks.load_data_state = *load_data_state;
   }
   const train::History history = train::fit(model, options, callbacks);
   Columns columns;

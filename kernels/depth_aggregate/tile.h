@@ -50,10 +50,10 @@ PAPERLAB_HD constexpr std::int64_t tokens_of_pass(std::int64_t width) {
   return tokens < 64 ? 64 : tokens < 8192 ? tokens : 8192;
 }
 
-// Streams larger than this in all are stored past the caches, which would lose them before anyone
-// reads them: half of a last-level cache.
+// Streams larger than this in all are stored past the caches: otherwise they would take the place
+// of the states, which the next block reads again.
 PAPERLAB_HD constexpr bool is_stored_past_caches(std::int64_t bytes) {
-  return bytes > (std::int64_t{1} << 24);
+  return bytes > (std::int64_t{1} << 22);
 }
 
 // A row of the generator's matrices in memory, in numbers: whole vectors of every instruction set.

@@ -799,8 +799,9 @@ TEST_P(DepthAggregateTest, LargeStreams) {
   const test::ScopedIsa isa(GetParam());
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
     const std::int64_t width = dtype == DType::kFloat32 ? 1024 : 2048;
-    const Shape shape = {1100, width, 2, 4, 0};
-    ASSERT_TRUE(is_stored_past_caches(4 * shape.n * shape.d * bytes_of(dtype)));
+    const Shape shape = {300, width, 2, 4, 0};
+    const std::int64_t bytes = 4 * shape.n * shape.d * bytes_of(dtype);
+    ASSERT_TRUE(is_stored_past_caches(bytes) && !is_stored_past_caches(bytes / 2));
     Case of(dtype, shape);
     std::vector<Numbers> streams;
     for (const std::int64_t shift : {std::int64_t{0}, bytes_of(dtype)}) {
@@ -821,10 +822,10 @@ TEST_P(DepthAggregateTest, LargeStreams) {
         streams.push_back(stream);
       }
     }
-    const std::int64_t half = 550 * width * bytes_of(dtype);
+    const std::int64_t half = 150 * width * bytes_of(dtype);
     for (const std::int64_t first : {std::int64_t{0}, half}) {  // small enough for plain stores
       DepthAggregate part = of.sum();
-      part.num_tokens = 550;
+      part.num_tokens = 150;
       std::vector<const void*> sources;
       std::vector<void*> out;
       for (std::size_t i = 0; i < 2; ++i) {
@@ -834,7 +835,7 @@ TEST_P(DepthAggregateTest, LargeStreams) {
         out.push_back(static_cast<std::byte*>(of.out_at[i]) + first);
       }
       part.sources = sources.data();
-      part.weights = static_cast<const float*>(part.weights) + (first == 0 ? 0 : 550 * 8);
+      part.weights = static_cast<const float*>(part.weights) + (first == 0 ? 0 : 150 * 8);
       depth_aggregate(part, out.data(), serial_executor());
     }
     for (std::size_t i = 0; i < streams.size(); ++i) {
@@ -1031,7 +1032,7 @@ TEST(DepthAggregateTileTest, BlocksHoldEveryTokenOnceInOrder) {
   for (const std::int64_t count : {0, 1, 17, 513, 9000}) {
     for (const std::int64_t width : {1, 64, 1024, 40000}) {
       for (const std::int64_t size :
-           {tokens_of_task(width, true), tokens_of_task(width, false), tokens_of_pass(width)}) {
+           {tokens_of_task(width), tokens_of_generator(width), tokens_of_pass(width)}) {
         ASSERT_GE(size, 1);
         std::int64_t next = 0;
         for (std::int64_t i = 0; i < num_blocks(count, size); ++i) {

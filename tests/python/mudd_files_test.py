@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from paperlab import train
 from paperlab.mudd import MuddFormer
 from safetensors.torch import load_file, save_file
 
@@ -273,3 +274,25 @@ def test_every_variant_is_written_and_read_back(options: dict[str, Any], tmp_pat
     model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     half = MuddFormer.from_pretrained(tmp_path / "model", dtype=None)
     assert next(half.parameters()).dtype == torch.bfloat16
+
+
+def test_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    text = torch.tensor(list(b"the quick brown fox jumps over the lazy dog. " * 9))
+
+    def data(step: int) -> torch.Tensor:
+        return torch.stack([text[7 * step + 31 * row :][:13] for row in range(4)])
+
+    def model() -> MuddFormer:
+        return MuddFormer(128, 3, 16, 2, 24, ffn_round=4, seed=2)
+
+    options: dict[str, Any] = {"learning_rate": 1e-2, "schedule": "constant", "clip_norm": 1.0}
+    whole, first, second = model(), model(), model()
+    wanted = train.fit(whole, data, steps=6, **options)
+    train.fit(first, data, steps=4, out=tmp_path / "run", checkpoint_every=2, **options)
+    run = train.fit(second, data, steps=6, out=tmp_path / "run", checkpoint_every=2, **options)
+    assert run["loss"] == wanted["loss"]
+    assert wanted["loss"][-1] < wanted["loss"][0]
+    again = MuddFormer.from_pretrained(tmp_path / "run" / "checkpoint-00000006")
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
+        assert torch.equal(value, second.state_dict()[name])

@@ -307,7 +307,7 @@ def test_a_refused_first_batch_changes_nothing(tmp_path: Path, resume: str) -> N
     before = contents(tmp_path)
     for out in (old, new):
         for options in ({"accumulate": 3}, {}):
-            with pytest.raises(ValueError, match="^fit: "):
+            with pytest.raises(ValueError, match=r"^fit: "):
                 train.fit(
                     cases.model(),
                     counting if options else lambda step: counting(step) - 100,
@@ -343,10 +343,12 @@ def test_a_run_that_was_killed_in_its_first_line_begins_anew(tmp_path: Path, con
 def test_inference_mode_is_refused(tmp_path: Path) -> None:
     model = cases.model()
     with torch.inference_mode():
-        with pytest.raises(ValueError, match="^fit: model must be trained outside of inference"):
+        with pytest.raises(ValueError, match=r"^fit: model must be trained outside of inference"):
             train.fit(model, never, steps=1, learning_rate=RATE, out=tmp_path / "out")
         other = cases.model()
-    with pytest.raises(ValueError, match="^fit: model must be made outside of inference.*tensor '"):
+    with pytest.raises(
+        ValueError, match=r"^fit: model must be made outside of inference.*tensor '"
+    ):
         train.fit(other, never, steps=1, learning_rate=RATE, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

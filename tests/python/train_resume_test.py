@@ -390,10 +390,10 @@ class Stateful:
         return counting(100 * len(self.drawn))
 
     def state(self) -> dict[str, Any]:
-        return {"drawn": self.drawn}
+        return {"drawn": self.drawn, "large": 2**127}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if "drawn" not in state:
+        if state.get("large") != 2**127:
             raise ValueError("no state")
         self.drawn = list(state["drawn"])
 
@@ -405,7 +405,7 @@ def test_the_state_of_the_data_is_in_the_checkpoints(tmp_path: Path) -> None:
     options |= {"checkpoint_every": 2, "out": tmp_path}
     train.fit(cases.model(), Stateful(), on_step=lambda record: record.step < 4, **options)
     saved = json.loads((tmp_path / "checkpoint-00000005/training.json").read_text())
-    assert saved["data"] == {"drawn": [0, 1, 2, 3, 4]}
+    assert json.loads(saved["data"]) == {"drawn": [0, 1, 2, 3, 4], "large": 2**127}
     assert train.fit(again, Stateful(), **options) == expected and same_bits(again, whole)
 
 
@@ -421,14 +421,15 @@ def test_a_state_that_cannot_be_kept_or_restored(tmp_path: Path) -> None:
     weights = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(b"")
     fresh, model = Stateful(), cases.model(seed=3)
-    with pytest.raises((OSError, ValueError), match="model.safetensors"):
+    with pytest.raises((OSError, ValueError), match=r"model\.safetensors"):
         train.fit(model, fresh, steps=3, **options)
     assert fresh.drawn == []
     (path / "model.safetensors").write_bytes(weights)
     training = json.loads((path / "training.json").read_text())
-    (path / "training.json").write_text(json.dumps(training | {"data": {}}))
-    with pytest.raises(ValueError, match="no state"):
-        train.fit(model, fresh, steps=3, **options)
+    for state, message in (("{}", "no state"), ({}, "the state of the data as a text"), ("x", "")):
+        (path / "training.json").write_text(json.dumps(training | {"data": state}))
+        with pytest.raises(ValueError, match=message):
+            train.fit(model, fresh, steps=3, **options)
     assert fresh.drawn == [] and same_bits(model, cases.model(seed=3))
 
 

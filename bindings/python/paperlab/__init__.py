@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from paperlab import _torch_check
 
-if sys.argv[:1] == ["-m"] and "paperlab" in sys.orig_argv:  # python -m paperlab: imports are long
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+# Ctrl-C is silent while `python -m paperlab` imports torch; its main takes over from here.
+_IS_COMMAND = sys.argv[:1] == ["-m"] and "paperlab" in sys.orig_argv
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 _torch_check.check()
 

@@ -182,8 +182,10 @@ def _data_state(
 
     def state() -> str:
         try:
-            return json.dumps(get(), allow_nan=False)
-        except (TypeError, ValueError) as error:
+            text = json.dumps(get(), allow_nan=False, ensure_ascii=False)
+            text.encode()  # not every str is UTF-8
+            return text
+        except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"fit: data.state() must return JSON values: {error}") from None
 
     state()  # refused before any work

@@ -118,8 +118,11 @@ void read_sizes(Settings& settings, const ModelType& type, DecoderConfig& config
                                         type.num_kv_heads ? type.num_kv_heads : config.num_heads);
   }
   if (config.num_heads % config.num_kv_heads != 0) {
-    settings.refuse("num_key_value_heads", "a divisor of num_attention_heads (" +
+    const bool is_given = settings.find("num_key_value_heads") != nullptr;
+    settings.refuse("num_key_value_heads", (is_given ? "a" : "given as a") +
+                                               std::string(" divisor of num_attention_heads (") +
                                                std::to_string(config.num_heads) + "), unlike " +
+                                               (is_given ? "" : "its default ") +
                                                std::to_string(config.num_kv_heads));
   }
   if (type.head_dim != 0) {

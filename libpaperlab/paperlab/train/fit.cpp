@@ -254,7 +254,10 @@ class Run {
       directory_->restore(step, model_, *optimizer_);
       return;
     }
-    const Json before = callbacks_.data_state();
+    require<ValueError>(training["data"].is_string(), options_.out.c_str(),
+                        "a checkpoint with the state of the data as a text",
+                        training["data"].dump().substr(0, 80));
+    const std::string before = callbacks_.data_state();
     callbacks_.load_data_state(training["data"]);
     try {
       directory_->restore(step, model_, *optimizer_);

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "paperlab/core/export.h"
-#include "paperlab/core/json.h"
 #include "paperlab/nn/load.h"
 #include "paperlab/train/optimizer.h"
 #include "paperlab/train/run_directory.h"
@@ -47,11 +46,11 @@ struct FitCallbacks {
   std::function<at::Tensor(std::int64_t step)> batch;
   /// After each step.
   std::function<StepReply(const StepRecord& record)> on_step{};
-  /// Where the data stand, kept with each checkpoint. Both or none are given: none for data that
-  /// are a function of the step alone.
-  std::function<Json()> data_state{};
+  /// Where the data stand, as text (UTF-8) that is kept with each checkpoint. Both or none are
+  /// given: none for data that are a function of the step alone.
+  std::function<std::string()> data_state{};
   /// Goes to where data_state() was taken; throws, and has changed nothing, if it cannot.
-  std::function<void(const Json& state)> load_data_state{};
+  std::function<void(const std::string& state)> load_data_state{};
 };
 
 struct History {

@@ -18,7 +18,10 @@
 #include <utility>
 
 #include "paperlab/core/error.h"
+#include "paperlab/io/checkpoint.h"
 #include "paperlab/io/safetensors.h"
+#include "paperlab/nn/hf_config.h"
+#include "paperlab/nn/weights.h"
 
 namespace paperlab::train {
 namespace {
@@ -166,29 +169,34 @@ Metrics read_metrics(const std::string& path, std::int64_t num_steps) {
 constexpr std::array<const char*, 6> kOtherSettings = {
     "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "architectures"};
 
-void check_same_model(const std::string& path, const nn::HfDecoder& saved,
-                      const nn::HfDecoder& model) {
-  const Json& wanted = model.directory.config;
-  for (const auto& [key, value] : saved.directory.config.items()) {
+void check_same_settings(const std::string& path, const Json& saved, const Json& wanted) {
+  for (const auto& [key, value] : saved.items()) {
     const bool counts =
         std::find(kOtherSettings.begin(), kOtherSettings.end(), key) == kOtherSettings.end();
     require<ValueError>(!counts || !wanted.contains(key) || wanted[key] == value, path.c_str(),
                         "a model with " + key + " " + value.dump(),
                         wanted.value(key, Json()).dump());
   }
-  const auto& from = saved.decoder->parameters();
-  const auto& into = model.decoder->parameters();
-  require<ValueError>(from.size() == into.size(), path.c_str(),
-                      "a model of " + std::to_string(from.size()) + " parameters",
-                      std::to_string(into.size()));
-  for (std::size_t i = 0; i < into.size(); ++i) {
-    const auto text = [](const nn::Decoder::Parameter& parameter) {
-      return c10::str("'", parameter.spec.name, "' ", parameter.value->sizes(), " in ",
-                      parameter.value->scalar_type());
-    };
-    require<ValueError>(text(from[i]) == text(into[i]), path.c_str(),
-                        "a model with the parameter " + text(from[i]), text(into[i]));
+}
+
+// The values of a checkpoint of that model, whatever made its parameters' names.
+nn::NamedTensors saved_values(const std::string& path, const nn::HfDecoder& model) {
+  std::vector<nn::ParameterSpec> specs;
+  for (const nn::Decoder::Parameter& parameter : model.decoder->parameters()) {
+    specs.push_back(parameter.spec);
   }
+  nn::MapOptions options;
+  for (const auto& [parameter, names] : model.file_names) {
+    for (const std::string& name : names) {
+      options.copies.emplace(name, parameter);
+    }
+  }
+  nn::NamedTensors values = nn::map_weights(io::Checkpoint(path), specs, options).tensors;
+  const at::ScalarType type = model.decoder->parameters().front().value->scalar_type();
+  require<ValueError>(values.front().second.scalar_type() == type, path.c_str(),
+                      c10::str("a model in ", values.front().second.scalar_type()),
+                      at::toString(type));
+  return values;
 }
 
 }  // namespace
@@ -276,14 +284,12 @@ void RunDirectory::restore(std::int64_t step, const nn::HfDecoder& model,
                            Optimizer& optimizer) const {
   const at::NoGradGuard no_grad;
   const std::string path = checkpoint_path(step);
-  const nn::HfDecoder saved = nn::load(path);
-  NamedState state = read_state(path + "/optimizer.safetensors");
-  check_same_model(path, saved, model);
-  optimizer.load_state(state);
-  const auto& from = saved.decoder->parameters();
+  check_same_settings(path, nn::read_hf_files(path).config, model.directory.config);
+  const nn::NamedTensors saved = saved_values(path, model);
+  optimizer.load_state(read_state(path + "/optimizer.safetensors"));
   const auto& into = model.decoder->parameters();
   for (std::size_t i = 0; i < into.size(); ++i) {
-    into[i].value->copy_(*from[i].value);
+    into[i].value->copy_(saved[i].second);
   }
 }
 

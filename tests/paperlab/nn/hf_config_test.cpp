@@ -119,6 +119,9 @@ TEST(HfConfigTest, HeadsCanBeOfAnySizeAndGrouped) {
   expect_refused(
       with(llama(), R"({"num_key_value_heads": 3})"),
       "'num_key_value_heads' must be a divisor of num_attention_heads (4), unlike 3, got 3");
+  expect_refused({{"model_type", "mistral"}, {"hidden_size", 16}, {"num_attention_heads", 4}},
+                 "'num_key_value_heads' must be given as a divisor of num_attention_heads (4), "
+                 "unlike its default 8, got nothing");
   expect_refused(with(gpt_neox(), R"({"hidden_size": 30})"), "'hidden_size' must be a multiple");
   expect_refused(with(llama(), R"({"head_dim": 5})"),
                  "'head_dim' must be such that an even number of a head's lanes is rotated");

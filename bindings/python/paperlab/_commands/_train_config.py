@@ -170,9 +170,10 @@ def _fault(text: str) -> str:
     for match in _WORDS.finditer(text):
         place, word = f"line {text.count(chr(10), 0, match.start()) + 1}: ", match[0]
         if match["key"] and objects:
-            if word in objects[-1]:
-                return f"{place}the key {json.loads(word)!a:.60} comes twice"
-            objects[-1].add(word)
+            key = json.loads(word, strict=False)
+            if key in objects[-1]:
+                return f"{place}the key {key!a:.60} comes twice"
+            objects[-1].add(key)
         elif match["constant"]:
             return f"{place}{word} is no JSON value"
         elif match["long"]:
