@@ -6,6 +6,7 @@ unless it is there. One that cannot be had is named to the driver, which leaves 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -30,8 +31,7 @@ def options_for(corpora: Sequence[str], cache: Path | None = None) -> list[str]:
 
 
 def _option(corpus: str, cache: Path | None) -> list[str]:
-    from paperlab import data
-
+    data = importlib.import_module("paperlab.data")
     name, _, words = corpus.partition(":")
     domains = words.split(",") if words else None
     try:

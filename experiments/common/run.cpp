@@ -67,7 +67,7 @@ namespace {
 using State = Run::State;
 
 /// Thrown by a part of a row that would pass the limit.
-struct LimitReached {};
+struct LimitReached : std::exception {};
 
 Json describe_environment(const State& state) {
   const BuildInfo& build = build_info();

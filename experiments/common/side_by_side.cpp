@@ -20,11 +20,11 @@ class Workers {
 
   void run(int num_threads, const WhileRunning& meanwhile) {
     const auto most = static_cast<std::size_t>(std::max(num_threads, 1));
-    std::vector<std::jthread> threads;  // joined at the end of the scope
-    for (std::size_t i = 0; i < std::min(most, num_tasks_); ++i) {
-      threads.emplace_back([this] { work(); });
+    num_working_ = std::min(most, num_tasks_);
+    std::vector<std::jthread> threads(num_working_);  // joined at the end of the scope
+    for (std::jthread& thread : threads) {
+      thread = std::jthread([this] { work(); });
     }
-    num_working_ = threads.size();
     try {
       watch(meanwhile);
     } catch (...) {

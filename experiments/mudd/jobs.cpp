@@ -4,7 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <map>
+#include <string_view>
 #include <utility>
 
 #include "experiments/common/side_by_side.h"
@@ -19,17 +19,19 @@ namespace {
 
 constexpr char kLoss[] = "validation loss";
 
+constexpr std::array<std::pair<std::string_view, lib::Variant>, 8> kVariants = {
+    {{"base", lib::Variant::kBase},
+     {"static", lib::Variant::kStatic},
+     {"dynamic", lib::Variant::kDynamic},
+     {"multiway_static", lib::Variant::kMultiwayStatic},
+     {"multiway_dynamic", lib::Variant::kMultiwayDynamic},
+     {"mudd", lib::Variant::kMudd},
+     {"hyper_connections", lib::Variant::kHyperConnections},
+     {"lime", lib::Variant::kLime}}};
+
 lib::Variant variant_of(const std::string& name) {
-  static const std::map<std::string, lib::Variant> kVariants = {
-      {"base", lib::Variant::kBase},
-      {"static", lib::Variant::kStatic},
-      {"dynamic", lib::Variant::kDynamic},
-      {"multiway_static", lib::Variant::kMultiwayStatic},
-      {"multiway_dynamic", lib::Variant::kMultiwayDynamic},
-      {"mudd", lib::Variant::kMudd},
-      {"hyper_connections", lib::Variant::kHyperConnections},
-      {"lime", lib::Variant::kLime}};
-  const auto found = kVariants.find(name);
+  const auto* const found = std::find_if(kVariants.begin(), kVariants.end(),
+                                         [&](const auto& known) { return known.first == name; });
   require<ValueError>(found != kVariants.end(), "mudd", "a known method", name);
   return found->second;
 }
@@ -229,6 +231,7 @@ std::vector<double> Trainer::losses_by_rate(const Series& series) const {
 
 std::vector<Job> Trainer::fresh_jobs(const Series& series, double rate) const {
   std::vector<Job> jobs;
+  jobs.reserve(config_.seeds.size());
   for (const std::uint64_t seed : config_.seeds) {
     jobs.push_back({.name = fresh_name(config_, series, seed),
                     .method = series.method,
@@ -290,6 +293,7 @@ double Trainer::loss(const std::string& job) const {
 
 std::vector<double> Trainer::losses(const Series& series) const {
   std::vector<double> values;
+  values.reserve(config_.seeds.size());
   for (const std::uint64_t seed : config_.seeds) {
     values.push_back(loss(fresh_name(config_, series, seed)));
   }

@@ -2,6 +2,7 @@
 // Figs. 6, 8, 12 and 13 show of the models of Table 5's core.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <string>
 
@@ -35,6 +36,7 @@ void report(const Config& config, Run& run, const std::string& tokens,
   Trainer trainer(config, run, tokens);
   train_core(trainer);
   std::vector<Series> all;
+  all.reserve(methods.size());
   for (const std::string& method : methods) {
     all.push_back(trainer.usual(method));
   }
@@ -131,9 +133,9 @@ void embedding_control(const Config& config, Run& run, const std::string& tokens
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     loss[i % 2].push_back(trainer.loss(jobs[i].name));
   }
-  std::vector<double> gap;
-  for (std::size_t i = 0; i < std.size(); ++i) {
-    gap.push_back(loss[1][i] - loss[0][i]);
+  std::vector<double> gap(std.size());
+  for (std::size_t i = 0; i < gap.size(); ++i) {
+    gap[i] = loss[1][i] - loss[0][i];
   }
   run.series(
       "embedding control",
@@ -205,8 +207,8 @@ void figure6(const Config& config, Run& run, const std::string& tokens) {
   Trainer trainer(config, run, tokens);
   train_core(trainer);
   const std::string what = "Fig. 6 mean cosine from the second pair on, ";
-  double largest = -INFINITY;
-  double largest_error = -INFINITY;
+  double largest = std::numeric_limits<double>::lowest();
+  double largest_error = largest;
   for (const std::string way : {"Q", "K", "V", "R"}) {
     std::vector<double> differences;
     for (const std::uint64_t seed : config.seeds) {

@@ -36,6 +36,7 @@ at::Tensor tokens_of(const data::Sampler& sampler, const std::vector<data::Windo
 std::vector<data::Domain> domains_of(const Config& config, const data::TokenFolder& folder,
                                      const std::string& split) {
   std::vector<data::Domain> domains;
+  domains.reserve(config.domains.size());
   for (const std::string& name : config.domains) {
     domains.push_back({name, folder.open(name, split)});
   }
@@ -147,9 +148,9 @@ Columns curve(const train::History& history, std::int64_t every) {
 }
 
 std::vector<double> numbers_from(std::int64_t first, std::size_t count) {
-  std::vector<double> numbers;
+  std::vector<double> numbers(count);
   for (std::size_t i = 0; i < count; ++i) {
-    numbers.push_back(static_cast<double>(first + static_cast<std::int64_t>(i)));
+    numbers[i] = static_cast<double>(first + static_cast<std::int64_t>(i));
   }
   return numbers;
 }

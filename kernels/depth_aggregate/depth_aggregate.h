@@ -34,9 +34,9 @@ struct ConnectionWeights {
 
 // What the forward pass leaves. Statistics are float32 (float64 for float64).
 struct ConnectionWeightsResult {
-  void* weights = nullptr;      // [N, C J], statistics' type
-  void* z = nullptr;            // [N, K], statistics' type, for the backward pass
-  void* inverse_rms = nullptr;  // [N], likewise
+  void* weights = nullptr;  // [N, C J], statistics' type
+  void* z = nullptr;        // [N, K], statistics' type, for the backward pass; absent: not wanted
+  void* inverse_rms = nullptr;  // [N], likewise; not written where K is 0
 };
 
 struct ConnectionWeightsGradients {
@@ -77,15 +77,18 @@ struct DepthAggregateGradients {
   void* grad_weights = nullptr;
 };
 
-// Write weights, z and inverse_rms; the gradients that are wanted.
+// Write weights, z and inverse_rms; the gradients that are wanted. The parameters' gradients are
+// products over the tokens, which `multiply` makes; the forward pass needs none of it. Throw
+// ShapeError for sizes below 0, D < 1 or C J < 1, ValueError unless eps > 0.
 void connection_weights(const ConnectionWeights& problem, const ConnectionWeightsResult& result,
                         GemmFunction multiply, const Executor& executor);
 void connection_weights_backward(const ConnectionWeights& problem,
                                  const ConnectionWeightsGradients& gradients, GemmFunction multiply,
                                  const Executor& executor);
 
-// Writes the streams. Large ones are stored past the caches (tile.h).
-// \param out  [C] of [N, D].
+// Writes the streams. Large ones are stored past the caches (tile.h). Throw ShapeError for N < 0 or
+// other sizes below 1, ValueError for weights of another dtype or num_added outside 0..J.
+// \param out  [C] of [N, D]; no source.
 void depth_aggregate(const DepthAggregate& problem, void* const* out, const Executor& executor);
 void depth_aggregate_backward(const DepthAggregate& problem,
                               const DepthAggregateGradients& gradients, const Executor& executor);
@@ -93,17 +96,21 @@ void depth_aggregate_backward(const DepthAggregate& problem,
 // Both at once, block of tokens by block of tokens, so that the newest state is read once; before
 // them the newest state itself, where it is a sum that nobody has written yet.
 struct DepthStep {
-  ConnectionWeights generator;  // x: sources[J-1]; hidden_size 0: the weights are `bias` alone
-  DepthAggregate aggregate;     // weights: result.weights, token_stride C J, way_stride J
-  const void* base = nullptr;   // absent: sources[J-1] is there already
+  // x: sources[J-1]. Where K is 0 the weights are `bias` alone, or given, without result.weights.
+  ConnectionWeights generator;
+  // weights: result.weights, token_stride C J, way_stride J. Those that are given lie anyhow.
+  DepthAggregate aggregate;
+  const void* base = nullptr;  // absent: sources[J-1] is there already
   const void* delta = nullptr;
   void* newest = nullptr;  // sources[J-1] = base + delta, rounded to `dtype`
 };
 
+// Throws as its parts do; ValueError where they do not belong together.
 void depth_step(const DepthStep& problem, const ConnectionWeightsResult& result, void* const* out,
                 GemmFunction multiply, const Executor& executor);
 
-// Gradients of the sum and of the generator; that of the newest source has both parts.
+// Gradients of the sum and of the generator; that of the newest source has both parts. Where all
+// tokens have the same weights, grad_weights [C, J] is also the bias's gradient.
 struct DepthStepGradients {
   DepthAggregateGradients aggregate;     // grad_weights: scratch [N, C J] of statistics' type
   ConnectionWeightsGradients generator;  // grad_x and grad_weights are those of `aggregate`

@@ -723,7 +723,7 @@ TEST_P(DepthAggregateTest, OrderOfTheSourcesIsFree) {
   const std::int64_t order[] = {3, 0, 4, 1, 2, 5};
   for (std::int64_t i = 0; i < 6; ++i) {
     turned.sources[static_cast<std::size_t>(i)] = of.sources[static_cast<std::size_t>(order[i])];
-    for (std::int64_t row = 0; row < 25 * 4; ++row) {  // of w2 and, last, of the bias
+    for (std::int64_t row = 0; row < 100; ++row) {  // of w2 and, last, of the bias
       Numbers& to = row < 96 ? turned.w2 : turned.bias;
       const Numbers& from = row < 96 ? of.w2 : of.bias;
       to.set(row % 96 * 6 + i, from.at(row % 96 * 6 + order[i]));
@@ -777,18 +777,18 @@ TEST_P(DepthAggregateTest, NanStaysWhereItIs) {
   const test::ScopedIsa isa(GetParam());
   for (const DType dtype : kDTypes) {
     Case of(dtype, {5, 40, 4, 2, 8});
-    of.sources[1].set(2 * 40 + 7, kNaN);
+    of.sources[1].set(87, kNaN);  // token 2
     depth_step(of.step(), of.generated(), of.out_at.data(), gemm, serial_executor());
     for (const Numbers& stream : of.out) {
       for (std::int64_t i = 0; i < stream.count(); ++i) {
-        EXPECT_EQ(std::isnan(stream.at(i)), i == 2 * 40 + 7);
+        EXPECT_EQ(std::isnan(stream.at(i)), i == 87);
       }
     }
-    of.sources[3].set(4 * 40, kNaN);  // the newest: all weights of its token
+    of.sources[3].set(160, kNaN);  // the newest: all weights of its token
     depth_step(of.step(), of.generated(), of.out_at.data(), gemm, serial_executor());
     for (const Numbers& stream : of.out) {
       for (std::int64_t i = 0; i < stream.count(); ++i) {
-        EXPECT_EQ(std::isnan(stream.at(i)), i == 2 * 40 + 7 || i >= 4 * 40);
+        EXPECT_EQ(std::isnan(stream.at(i)), i == 87 || i >= 160);
       }
     }
   }
@@ -826,13 +826,13 @@ TEST_P(DepthAggregateTest, LargeStreams) {
     for (const std::int64_t first : {std::int64_t{0}, half}) {  // small enough for plain stores
       DepthAggregate part = of.sum();
       part.num_tokens = 150;
-      std::vector<const void*> sources;
-      std::vector<void*> out;
-      for (std::size_t i = 0; i < 2; ++i) {
-        sources.push_back(static_cast<const std::byte*>(of.source_at[i]) + first);
+      std::vector<const void*> sources = of.source_at;
+      std::vector<void*> out = of.out_at;
+      for (const void*& source : sources) {
+        source = static_cast<const std::byte*>(source) + first;
       }
-      for (std::size_t i = 0; i < 4; ++i) {
-        out.push_back(static_cast<std::byte*>(of.out_at[i]) + first);
+      for (void*& stream : out) {
+        stream = static_cast<std::byte*>(stream) + first;
       }
       part.sources = sources.data();
       part.weights = static_cast<const float*>(part.weights) + (first == 0 ? 0 : 150 * 8);

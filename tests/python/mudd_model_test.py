@@ -259,7 +259,7 @@ def test_a_step_in_lower_precision_follows_the_gradient(dtype: torch.dtype) -> N
         for value in model.parameters():
             if value.grad is not None:
                 value.sub_(0.1 * value.grad)
-    assert float(loss()) < float(before)
+    assert loss().item() < before.item()
 
 
 def test_bits_are_the_same_from_run_to_run() -> None:

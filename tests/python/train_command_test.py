@@ -189,10 +189,11 @@ def test_a_finished_run_does_nothing(
     path, out = write(), tmp_path / "out"
     assert run("--config", path, "--out", out) == 0
     before = files_of(out)
-    begin = time.monotonic()
+    begin = os.times()
     again = start(package_path, "--config", path, "--out", out)
     text, errors = again.communicate(timeout=60)
-    assert time.monotonic() - begin < 5
+    end = os.times()  # others may keep the machine busy
+    assert sum(end[2:4]) - sum(begin[2:4]) < 5
     assert (again.returncode, errors) == (0, "") and text.startswith(f"{out} is complete: 6 steps")
     assert files_of(out) == before
 
@@ -624,6 +625,14 @@ def test_an_empty_domain_of_files(
     assert message in error and error.count("\n") == bool(code) and "left out" not in text
     if code == 0:
         assert list(read_json(tmp_path / "out/result.json")["evaluation"]["domains"]) == ["a", "b"]
+
+
+def test_two_files_of_one_name(write: Write, tmp_path: Path, capsys: Capture) -> None:
+    path = files_config(write, tmp_path, {"a": b"text " * 40})
+    setting = f'data.files=["{tmp_path}/a","{tmp_path}/b/a"]'
+    assert run("--config", path, "--out", tmp_path / "out", "--set", setting) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"paperlab train: {path}: data.files: two files are named 'a'; NAME=")
 
 
 def test_a_separator_that_is_no_byte_takes_any_file(write: Write, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, setting: str, value:
         ({"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}, "num_attention_h"),
         ({"num_key_value_heads": 4}, "a model with num_key_value_heads 2, got 4"),
         ({"num_hidden_layers": 3}, "a model with num_hidden_layers 2, got 3"),
-        ({"attention_bias": True}, "parameters"),
+        ({"attention_bias": True}, "lacks the tensors .*bias"),
     ],
 )
 def test_another_model_is_refused_and_stays(
@@ -294,7 +294,7 @@ def test_another_model_is_refused_and_stays(
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:
     train.fit(cases.model("float32"), counting, out=tmp_path, **BASE)
-    with pytest.raises(ValueError, match=r"embed_tokens.weight' \[61, 24\] in Float, got"):
+    with pytest.raises(ValueError, match="a model in Float, got Double"):
         train.fit(cases.model("float64"), counting, out=tmp_path, **BASE)
 
 
@@ -426,7 +426,11 @@ def test_a_state_that_cannot_be_kept_or_restored(tmp_path: Path) -> None:
     assert fresh.drawn == []
     (path / "model.safetensors").write_bytes(weights)
     training = json.loads((path / "training.json").read_text())
-    for state, message in (("{}", "no state"), ({}, "the state of the data as a text"), ("x", "")):
+    for state, message in (
+        ("{}", "no state"),
+        ({}, "the state of the data as a text"),
+        ("x", "Expecting"),
+    ):
         (path / "training.json").write_text(json.dumps(training | {"data": state}))
         with pytest.raises(ValueError, match=message):
             train.fit(model, fresh, steps=3, **options)

@@ -8,7 +8,7 @@ import numpy.typing
 import torch
 import typing
 import typing_extensions
-__all__: list[str] = ['BuildInfo', 'Cache', 'CheckpointWriter', 'Decoder', 'FitOptions', 'GenerateOptions', 'MaxMargin', 'MuddConfig', 'SafetensorsFile', 'SafetensorsWriter', 'Sampler', 'StepRecord', 'TokenFolder', 'TrainOptions', 'TrainResult', 'build_info', 'byte_tokens', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'fit', 'get_num_threads', 'load_mudd', 'max_margin', 'mudd_complexity', 'mudd_of_tensors', 'new_mudd', 'reallocated_ffn_dims', 'set_cpu_isa', 'set_num_threads', 'token_nll', 'tokens_read', 'trace_mudd', 'train']
+__all__: list[str] = ['BuildInfo', 'Cache', 'CheckpointWriter', 'Decoder', 'FitOptions', 'GenerateOptions', 'MaxMargin', 'MuddConfig', 'SafetensorsFile', 'SafetensorsWriter', 'Sampler', 'StepRecord', 'TokenFolder', 'TrainOptions', 'TrainResult', 'build_info', 'byte_tokens', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'fit', 'get_num_threads', 'load_mudd', 'max_margin', 'mudd_complexity', 'mudd_of_tensors', 'new_mudd', 'reallocated_ffn_dims', 'set_cpu_isa', 'set_num_threads', 'set_tokenizer_files', 'token_nll', 'tokens_read', 'trace_mudd', 'train']
 class BuildInfo:
     @property
     def commit(self) -> str:
@@ -501,7 +501,7 @@ def cpu_isa() -> str:
     ...
 def detected_cpu_isa() -> str:
     ...
-def fit(model: Decoder, options: FitOptions, batch: collections.abc.Callable[[typing.SupportsInt], torch.Tensor], on_step: collections.abc.Callable[[StepRecord], tuple[bool, dict[str, float]]]) -> tuple[list[float], list[float], list[float], bool]:
+def fit(model: Decoder, options: FitOptions, batch: collections.abc.Callable[[typing.SupportsInt], torch.Tensor], on_step: collections.abc.Callable[[StepRecord], tuple[bool, dict[str, float]]], data_state: collections.abc.Callable[[], str] | None, load_data_state: collections.abc.Callable[[str], None] | None) -> tuple[list[float], list[float], list[float], bool]:
     ...
 def get_num_threads() -> int:
     ...
@@ -520,6 +520,8 @@ def reallocated_ffn_dims(d_ff: typing.SupportsInt, num_layers: typing.SupportsIn
 def set_cpu_isa(name: str) -> None:
     ...
 def set_num_threads(num_threads: typing.SupportsInt) -> None:
+    ...
+def set_tokenizer_files(model: Decoder, paths: collections.abc.Sequence[str]) -> None:
     ...
 @typing.overload
 def token_nll(model: Decoder, tokens: torch.Tensor, context: typing.SupportsInt, stride: typing.SupportsInt, on_window: collections.abc.Callable[[typing.SupportsInt], bool] | None) -> torch.Tensor:

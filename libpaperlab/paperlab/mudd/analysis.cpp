@@ -22,7 +22,7 @@
 namespace paperlab::mudd {
 namespace {
 
-constexpr std::int64_t kTokensAtOnce = 16384;  // bounds the memory of the observed tensors
+constexpr std::int64_t kTokensAtOnce = 4096;  // bounds the memory of the observed tensors
 
 void check_tokens(const at::Tensor& tokens) {
   require<ValueError>(tokens.defined() && tokens.dim() == 2 && tokens.numel() > 0, "mudd::analysis",

@@ -31,8 +31,13 @@ class FileCorpus(Corpus):
     named: the domains that have a file, by split.
     """
 
-    def __init__(self, train: Sequence[str], held_out: Sequence[str], mark: int | None) -> None:
-        parts = {_TRAIN: _named(train), _HELD_OUT: _named(held_out)}
+    def __init__(
+        self, source: str, train: Sequence[str], held_out: Sequence[str], mark: int | None
+    ) -> None:
+        parts = {
+            _TRAIN: _named(f"{source}: data.files", train),
+            _HELD_OUT: _named(f"{source}: eval.files", held_out),
+        }
         self.name, self.missing, self.paths = "files", {}, {}
         self.named = {split: list(paths) for split, paths in parts.items()}
         self._domains = {
@@ -47,18 +52,20 @@ class FileCorpus(Corpus):
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
 
-def _named(arguments: Sequence[str]) -> dict[str, Path]:
+def _named(key: str, arguments: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for argument in arguments:
         name, equals, file = argument.partition("=")
         has_name = bool(equals and name) and "/" not in name
         path = Path(file if has_name else argument)
-        key = name if has_name else path.name
-        if key in paths:
-            raise UsageError(f"two files are named {key!a:.60}; NAME=FILE tells them apart")
-        if not key or key.startswith(".") or not key.isprintable():
-            raise UsageError(f"a file cannot be named {key!a:.60}; NAME=FILE names it")
-        paths[key] = path
+        domain = name if has_name else path.name
+        if domain in paths:
+            raise UsageError(
+                f"{key}: two files are named {domain!a:.60}; NAME=FILE tells them apart"
+            )
+        if not domain or domain.startswith(".") or not domain.isprintable():
+            raise UsageError(f"{key}: a file cannot be named {domain!a:.60}; NAME=FILE names it")
+        paths[domain] = path
     return paths
 
 
@@ -254,7 +261,8 @@ def _corpus(source: str, config: Config) -> Corpus:
     options = config["data"]
     if options["files"] is not None:
         mark = 0 if options["separator"] == 0 and options["tokenizer"] == "bytes" else None
-        return FileCorpus(options["files"], (config["eval"] or {}).get("files") or [], mark)
+        held_out = (config["eval"] or {}).get("files") or []
+        return FileCorpus(source, options["files"], held_out, mark)
     try:
         corpus = data.load(options["recipe"], options["domains"])
     except UnknownNameError as error:

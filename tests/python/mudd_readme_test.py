@@ -1,0 +1,24 @@
+"""The examples of the paper's README run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).resolve().parents[2] / "experiments" / "mudd" / "README.md").read_text()
+
+
+def test_the_examples_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    own, whole = blocks
+    # "in ten lines": what one adds to a model, comments and blank lines aside.
+    assert len([line for line in own.splitlines() if line.strip() and line[0] != "#"]) <= 12
+    example = tmp_path / "example.py"
+    example.write_text(own + whole)
+    done = subprocess.run(
+        [sys.executable, example], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "largest change at first: 0.0" in done.stdout
+    assert "streams of block 1: ['K', 'Q', 'R', 'V']" in done.stdout
