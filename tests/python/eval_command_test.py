@@ -371,3 +371,21 @@ def test_no_progress_elsewhere_and_a_closed_pipe_is_quiet(
     assert run.stdout is not None and run.stderr is not None
     run.stdout.close()
     assert (run.wait(timeout=120), run.stderr.read()) == (0, b"")
+
+
+def test_missing_domains_are_said_or_refused(
+    noise: Path, capsys: Capture, monkeypatch: Patch
+) -> None:
+    def load(name: str, domains: list[str] | None) -> data.Corpus:
+        corpus = original(name, ["en"])
+        corpus.missing = {"de": "no package", "ja": "none either"}
+        return corpus
+
+    original = data.load
+    monkeypatch.setattr(data, "load", load)
+    arguments = ["--model", str(noise), "--data=sample", "--split=valid"]
+    assert exit_code(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "not measured: de (no package), ja (none either)"
+    assert exit_code(*arguments, "--domains=en,de") == 1
+    assert capsys.readouterr().err == "paperlab eval: sample: de is missing: no package\n"

@@ -702,7 +702,7 @@ def test_two_runs_on_one_directory(write: Write, tmp_path: Path, package_path: P
     path, out = write(training={"steps": 100000}, eval=None), tmp_path / "out"
     first = start(package_path, "--config", path, "--out", out)
     try:
-        while not (out / "metrics.jsonl").exists():
+        while not (out / "run.json").exists():  # with the first step
             assert first.poll() is None
             time.sleep(0.01)
         before = (out / "run.json").read_bytes()

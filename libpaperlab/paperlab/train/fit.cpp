@@ -226,32 +226,32 @@ class Run {
   Json settings() const { return settings_of(options_, *model_.decoder); }
 
   void resume(History& history) {
-    directory_.emplace(options_.out);
-    directory_->check_metrics();
-    const auto steps = options_.resumes ? directory_->checkpoints() : std::vector<std::int64_t>();
+    RunDirectory& directory = directory_.emplace(options_.out);
+    directory.check_metrics();
+    const auto steps = options_.resumes ? directory.checkpoints() : std::vector<std::int64_t>();
     const std::int64_t step = steps.empty() ? 0 : steps.back();
     if (steps.empty() && options_.schedule.steps > 0) {
       first_batch_ = batch_of(0);  // refused before anything is removed
     }
     if (!options_.resumes) {
-      directory_->clear();
+      directory.clear();
     }
-    history.records = directory_->metrics(step);
+    history.records = directory.metrics(step);
     if (!steps.empty()) {
-      restore(step);
+      restore(directory, step);
     }
-    directory_->open_metrics(step);
+    directory.open_metrics(step);
   }
 
-  void restore(std::int64_t step) {
-    const Json training = directory_->training(step);
+  void restore(const RunDirectory& directory, std::int64_t step) {
+    const Json training = directory.training(step);
     check_settings(options_.out, training.value("settings", Json()), settings());
     require<ValueError>(
         step <= options_.schedule.steps, kFunction,
         "steps of at least the " + std::to_string(step) + " that " + options_.out + " has",
         std::to_string(options_.schedule.steps));
     if (!callbacks_.load_data_state || !training.contains("data")) {
-      directory_->restore(step, model_, *optimizer_);
+      directory.restore(step, model_, *optimizer_);
       return;
     }
     require<ValueError>(training["data"].is_string(), options_.out.c_str(),
@@ -260,7 +260,7 @@ class Run {
     const std::string before = callbacks_.data_state();
     callbacks_.load_data_state(training["data"]);
     try {
-      directory_->restore(step, model_, *optimizer_);
+      directory.restore(step, model_, *optimizer_);
     } catch (...) {
       callbacks_.load_data_state(before);
       throw;

@@ -59,6 +59,9 @@ def from_recipe(
         raise _line.UsageError(str(error).removeprefix("data.load: ")) from None
     for name in corpus.missing if chosen is not None else ():
         raise ValueError(f"{recipe}: {name} is missing: {corpus.missing[name]}")
+    if corpus.missing:
+        reasons = ", ".join(f"{name} ({why})" for name, why in corpus.missing.items())
+        print(f"not measured: {reasons}")
     source = {"recipe": recipe, "split": split, "manifest_sha256": corpus.sha256}
     domains = {}
     for name in corpus:
