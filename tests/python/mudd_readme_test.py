@@ -1,9 +1,12 @@
 """The examples of the paper's README run."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import paperlab
 
 README = (Path(__file__).resolve().parents[2] / "experiments" / "mudd" / "README.md").read_text()
 
@@ -16,8 +19,14 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert len([line for line in own.splitlines() if line.strip() and line[0] != "#"]) <= 12
     example = tmp_path / "example.py"
     example.write_text(own + whole)
+    environment = os.environ | {"PYTHONPATH": str(Path(paperlab.__file__).resolve().parents[1])}
     done = subprocess.run(
-        [sys.executable, example], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, example],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     assert "largest change at first: 0.0" in done.stdout

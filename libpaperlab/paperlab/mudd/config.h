@@ -45,23 +45,23 @@ struct MuddConfig {
   std::int64_t num_heads = 0;
   std::int64_t d_ff = 0;  ///< Before re-allocation.
   Variant variant = Variant::kMudd;
-  std::string ways = "QKVR";  ///< Multiway: the streams that have an aggregate, in this order.
-  double norm_eps = 1e-6;     ///< Of all norms, the generator's included.
-  double rope_base = 10000.0;
-  bool has_qk_norm = false;                ///< RMSNorm over head_dim of queries and keys.
-  bool has_tanh_gelu = false;              ///< In generators; else the exact form.
-  std::int64_t hidden_round = 0;           ///< See hidden_size(); 0: no rounding.
-  std::int64_t last_hidden_expand = 4;     ///< Factor of the last generator's hidden size.
-  std::optional<bool> ffn_reallocation{};  ///< Absent: for kMudd only.
-  std::int64_t ffn_round = 128;            ///< Re-allocated widths are multiples of it.
-  std::int64_t dilation = 1;
-  std::int64_t period = 1;
-  std::optional<std::int64_t> window{};
   PrePostNorm pre_post_norm = PrePostNorm::kNone;
-  std::int64_t num_streams = 4;  ///< Hyper-connections.
   /// The block of Pythia (GPT-NeoX): LayerNorm, biases, an FFN down(gelu(up x)), a quarter of each
   /// head rotated, and both sublayers read the block's input. Else RMSNorm, SwiGLU, no biases.
   bool parallel_block = false;
+  bool has_qk_norm = false;                ///< RMSNorm over head_dim of queries and keys.
+  bool has_tanh_gelu = false;              ///< In generators; else the exact form.
+  std::optional<bool> ffn_reallocation{};  ///< Absent: for kMudd only.
+  std::string ways = "QKVR";  ///< Multiway: the streams that have an aggregate, in this order.
+  double norm_eps = 1e-6;     ///< Of all norms, the generator's included.
+  double rope_base = 10000.0;
+  std::int64_t hidden_round = 0;        ///< See hidden_size(); 0: no rounding.
+  std::int64_t last_hidden_expand = 4;  ///< Factor of the last generator's hidden size.
+  std::int64_t ffn_round = 128;         ///< Re-allocated widths are multiples of it.
+  std::int64_t dilation = 1;
+  std::int64_t period = 1;
+  std::optional<std::int64_t> window{};
+  std::int64_t num_streams = 4;  ///< Hyper-connections.
 
   std::int64_t num_kv_heads = 0;  ///< 0: num_heads
   std::int64_t head_dim = 0;      ///< 0: d_model / num_heads
