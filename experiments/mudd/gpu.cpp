@@ -115,7 +115,7 @@ void figure3_gpu(const Config& config, Run& run, const std::string& tokens) {
       disorder += loss(higher) > loss(lower) ? 0.0 : 1.0;
     }
   }
-  run.claim("C3d", disorder);
+  run.claim("C3b", disorder);
   for (const auto& [method, points] : curves) {
     std::vector<double> compute;
     std::vector<double> loss;
@@ -127,7 +127,7 @@ void figure3_gpu(const Config& config, Run& run, const std::string& tokens) {
   }
   if (config.fig3_layers.size() == 3) {
     const Point& middle = curves.at("mudd")[1];
-    run.claim("C1d", compute_of_loss(curves.at("base"), middle.loss) / middle.compute);
+    run.claim("C1b", compute_of_loss(curves.at("base"), middle.loss) / middle.compute);
   }
 }
 
@@ -156,8 +156,8 @@ void figure6_gpu(const Config& config, Run& run, const std::string& tokens) {
     return sum / static_cast<double>(config.seeds.size());
   };
   const double base = mean("base", "Fig. 6 mean cosine of the upper half, R");
-  run.claim("C14c", base);
-  run.claim("C14d", mean("mudd", "Fig. 6 mean cosine of the upper half, V") - base);
+  run.claim("C14b", base);
+  run.claim("C14c", mean("mudd", "Fig. 6 mean cosine of the upper half, V") - base);
   const double heads = mean("base", "Fig. 8 mean head activation");
   const double ratio = mean("mudd", "Fig. 8 mean head activation") / heads;
   run.scalar("Fig. 8 head activation of base", heads);

@@ -19,11 +19,11 @@ void train_core(Trainer& trainer) {
 }
 
 // The claims that a method's loss is below another's in every seed, by more than its error.
-void claim_gap(Run& run, const Gap& gap, const std::string& mean, const std::string& error,
-               const std::string& seeds) {
-  run.claim(mean, gap.mean);
-  run.claim(error, gap.mean + 2.0 * gap.standard_error);
-  run.claim(seeds, gap.num_positive);
+// The mean of a gap that counts: one whose mean plus two standard errors is below 0, as every seed
+// is; else 0, or the mean above it.
+double counted(const Gap& gap) {
+  const bool counts = gap.mean + 2.0 * gap.standard_error < 0.0 && gap.num_positive == 0.0;
+  return counts ? gap.mean : std::max(gap.mean, 0.0);
 }
 
 std::string gap_name(const Config& config, const Series& a, const Series& b) {
@@ -92,10 +92,9 @@ Gap gap_of(const std::vector<double>& differences) {
 void table5_core(const Config& config, Run& run, const std::string& tokens) {
   Trainer trainer(config, run, tokens);
   train_core(trainer);
-  claim_gap(run,
-            trainer.record_gap(gap_name(config, trainer.usual(kMultiway), trainer.usual(kBase)),
-                               trainer.usual(kMultiway), trainer.usual(kBase)),
-            "C1a", "C1b", "C1c");
+  const Series multiway = trainer.usual(kMultiway);
+  const Series base = trainer.usual(kBase);
+  run.claim("C1a", counted(trainer.record_gap(gap_name(config, multiway, base), multiway, base)));
 }
 
 void ddformer(const Config& config, Run& run, const std::string& tokens) {
@@ -105,8 +104,7 @@ void ddformer(const Config& config, Run& run, const std::string& tokens) {
   trainer.sweep({dynamic});
   const Series base = trainer.usual(kBase);
   const Series multiway = trainer.usual(kMultiway);
-  claim_gap(run, trainer.record_gap(gap_name(config, dynamic, base), dynamic, base), "C3a", "C3b",
-            "C3c");
+  run.claim("C3a", counted(trainer.record_gap(gap_name(config, dynamic, base), dynamic, base)));
   trainer.record_gap(gap_name(config, multiway, dynamic), multiway, dynamic);
 }
 
@@ -208,7 +206,6 @@ void figure6(const Config& config, Run& run, const std::string& tokens) {
   train_core(trainer);
   const std::string what = "Fig. 6 mean cosine from the second pair on, ";
   double largest = std::numeric_limits<double>::lowest();
-  double largest_error = largest;
   for (const std::string way : {"Q", "K", "V", "R"}) {
     std::vector<double> differences;
     for (const std::uint64_t seed : config.seeds) {
@@ -219,11 +216,9 @@ void figure6(const Config& config, Run& run, const std::string& tokens) {
     run.scalar("Fig. 6 stream " + way + " less base: mean", gap.mean);
     run.scalar("Fig. 6 stream " + way + " less base: mean + 2 standard errors",
                gap.mean + 2.0 * gap.standard_error);
-    largest = std::max(largest, *std::max_element(differences.begin(), differences.end()));
-    largest_error = std::max(largest_error, gap.mean + 2.0 * gap.standard_error);
+    largest = std::max(largest, counted(gap));
   }
   run.claim("C14a", largest);
-  run.claim("C14b", largest_error);
 }
 
 void figure8(const Config& config, Run& run, const std::string& tokens) {

@@ -43,7 +43,7 @@ def test_rows_of_the_gpu_run_at_a_tiny_size(
     assert sorted(result["environment"]["rows_s"]) == sorted(rows)
     for claim in CONFIG["claims"]:
         measured = next(c["measured"] for c in result["claims"] if c["id"] == claim["id"])
-        if claim.get("row", "").endswith("-gpu") and claim["id"] not in ("C1d", "C15"):
+        if claim.get("row", "").endswith("-gpu") and claim["id"] not in ("C1b", "C15"):
             assert isinstance(measured, float | int), claim["id"]
 
 
@@ -75,13 +75,13 @@ def test_all_methods_of_a_seed_start_alike_and_share_batches(
     assert (done.returncode, done.stderr) == (0, "")
     series = driver.result(tmp_path)["series"]
     same = ["dynamic", "static", "multiway_static", "multiway_dynamic", "hyper_connections"]
-    for seed in (1, 2):
+    for seed in (11, 12):
         base = series[f"base best rate seed {seed}: training"]["loss"][0]
         for method in same:
             loss = series[f"{method} best rate seed {seed}: training"]["loss"][0]
             # Hyper-connections sum 4 equal streams: the final norm's eps counts 16 times less.
             assert loss == pytest.approx(base, rel=1e-4 if "hyper" in method else 1e-12), method
-    assert series["base best rate seed 1: training"] != series["base best rate seed 2: training"]
+    assert series["base best rate seed 11: training"] != series["base best rate seed 12: training"]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,15 @@ def test_caches_are_skipped(copied: Path, form: str) -> None:
     assert set(loaded) == set(wanted)
 
 
+@pytest.mark.parametrize("name", ["k_cache", "foo.layer_cache", "layers.0.attention.wq.k_cache"])
+def test_what_is_no_cache_is_not_skipped(copied: Path, name: str) -> None:
+    tensors = load_file(copied / "model.safetensors") | {name: torch.zeros(2)}
+    (copied / "model.safetensors").unlink()
+    torch.save(tensors, copied / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=name):
+        MuddFormer.from_pretrained(copied)
+
+
 def test_bin_files_run_no_code(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     evil = Path("/tmp/paperlab-evil")

@@ -326,8 +326,14 @@ def test_bad_calls_are_refused_and_change_nothing() -> None:
         with pytest.raises((ValueError, TypeError, IndexError)):
             bad()
     assert cache.length == 3
-    with pytest.raises((ValueError, IndexError)):
-        MuddFormer(**(SIZES | {"num_layers": 2}), ffn_round=8).double()(tokens[:, :1], cache)
+    for other in (
+        MuddFormer(**(SIZES | {"num_layers": 2}), ffn_round=8, dtype=torch.float64),
+        new(seed=3),
+        new(variant="base", ffn_reallocation=True),
+    ):
+        with pytest.raises(ValueError, match="cache"):
+            other(tokens[:, :1], cache)
+    assert cache.length == 3
 
 
 def test_the_snapshots_form_would_not_train_q_and_k() -> None:

@@ -18,8 +18,8 @@ namespace paperlab::mudd {
 /// The plain residual connection with routed heads: for the G key heads of layer l and its router
 /// R_l [G, (l + 1) G],
 ///   (k, v)_h = sum over m of R_l[h, m] (k, v)_m
-/// where m counts the heads of layers 0..l, layer by layer, as projected and not yet rotated.
-/// Layer 0 uses its own.
+/// where m counts the heads of layers 0..l, layer by layer, as projected (and normalized, with
+/// QK-norm: our choice) and not yet rotated. Layer 0 uses its own.
 class PAPERLAB_API LimeConnection final : public nn::Connection {
  public:
   /// \param routers  R_1 .. R_(L - 1).

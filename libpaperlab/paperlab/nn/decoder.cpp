@@ -269,6 +269,7 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
   auto cache = std::make_unique<Cache>();
   cache->batch_size = batch_size;
   cache->max_length = max_length;
+  cache->model = identity_;
   at::TensorOptions options = parameters_.front().value->options().requires_grad(false);
   if (options.dtype() == at::kHalf) {
     options = options.dtype(at::kFloat);
@@ -333,9 +334,8 @@ at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& optio
     return unpad(run(padding.tokens, padding.key_start, nullptr), padding);
   }
   check_cache(tokens, options.attention_mask, *cache);
-  TORCH_CHECK_VALUE(cache->layers.size() == blocks_.size(), kForward,
-                    ": cache must be of this model, with ", blocks_.size(), " layers, got ",
-                    cache->layers.size());
+  TORCH_CHECK_VALUE(cache->model == identity_, kForward,
+                    ": cache must be of this model's new_cache, got that of another one");
   const at::Tensor key_start = cache->length == 0
                                    ? left_padding(tokens, options.attention_mask).key_start
                                    : cache->key_start;

@@ -28,6 +28,7 @@ struct PAPERLAB_API Cache {
   std::int64_t max_length = 0;
   at::Tensor key_start{};  ///< [B] int64: padding before; not defined: none.
   std::vector<std::unique_ptr<LayerCache>> layers{};
+  std::shared_ptr<const int> model{};  ///< Of the decoder that made it, which alone may use it.
 
   std::int64_t num_bytes() const;
 };
@@ -136,6 +137,7 @@ class PAPERLAB_API Decoder {
   at::Tensor run(const at::Tensor& tokens, const at::Tensor& key_start, Cache* cache) const;
 
   DecoderConfig config_;
+  std::shared_ptr<const int> identity_ = std::make_shared<int>(0);
   std::vector<Parameter> parameters_;
   std::shared_ptr<const Rotary> rotary_;
   std::vector<Block> blocks_;

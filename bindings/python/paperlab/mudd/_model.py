@@ -13,8 +13,6 @@ from paperlab import _arguments, _core, nn
 
 _LARGEST = 2**31 - 1
 _BIN = "pytorch_model.bin"
-# Buffers of the official code, which are no parameters.
-_BUFFERS = ("k_cache", "v_cache", "layer_cache")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,8 @@ class MuddFormer(nn.Decoder):
     ffn_reallocation: whether FFN widths grow from d_ff / 2 to 3 d_ff / 2, rounded to multiples of
     `ffn_round`; None: for "mudd" alone.
     dilation, period, window: aggregates stand only after blocks i with i % period == 0 (1-based)
-    and read X_j with j % dilation == i % dilation, or X_0 and the last `window` states.
+    and read X_j with j % dilation == i % dilation, or X_0 and the last `window` states (a window
+    needs dilation 1).
     pre_post_norm: False, True (Eq. 10) or "later_revision" (a later form of the authors' code: only
     R has the norm after the sum). parallel_block: the block of Pythia (GPT-NeoX). qk_norm: RMSNorm
     of queries and keys over a head.
@@ -240,5 +239,4 @@ def _read_bin(folder: Path) -> tuple[list[str], list[torch.Tensor]]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in values.items()
     ):
         raise ValueError(f"{file}: must be tensors by their names, got something else")
-    kept = {k: v.detach() for k, v in values.items() if k.rsplit(".", 1)[-1] not in _BUFFERS}
-    return list(kept), list(kept.values())
+    return list(values), [value.detach() for value in values.values()]

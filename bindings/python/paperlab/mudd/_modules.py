@@ -100,6 +100,10 @@ class DepthAggregate(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        d_model = _arguments.integer(name, "d_model", d_model, 1, _LARGEST)
+        num_sources = _arguments.integer(name, "num_sources", num_sources, 1, _LARGEST)
+        ways = _arguments.integer(name, "ways", ways, 1, _LARGEST)
         self.generator = ConnectionWeightGenerator(
             d_model, num_sources, ways, eps=eps, gelu=gelu, device=device, dtype=dtype
         )
