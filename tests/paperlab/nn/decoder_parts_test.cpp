@@ -2,6 +2,7 @@
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -69,9 +70,19 @@ TEST(DecoderParts, FullAttentionRefusesTheCacheOfAnotherForm) {
   Decoder decoder = new_decoder(llama());
   decoder.block(1).attention = std::make_shared<Echo>();
   const auto cache = decoder.new_cache(2, 7);
-  const Decoder plain = new_decoder(llama());
-  EXPECT_THROW(plain.forward(some_tokens(), {.cache = cache.get()}), ValueError);
+  decoder.block(1).attention = std::make_shared<FullAttention>();
+  EXPECT_THROW(decoder.forward(some_tokens(), {.cache = cache.get()}), ValueError);
   EXPECT_EQ(cache->length, 0);
+}
+
+TEST(DecoderParts, AModelRefusesTheCacheOfAnother) {
+  const Decoder one = new_decoder(llama());
+  const Decoder other = new_decoder(llama());
+  const auto cache = one.new_cache(2, 7);
+  EXPECT_THROW(other.forward(some_tokens(), {.cache = cache.get()}), c10::ValueError);
+  EXPECT_EQ(cache->length, 0);
+  one.forward(some_tokens(), {.cache = cache.get()});
+  EXPECT_GT(cache->length, 0);
 }
 
 // x + scale * out, and the calls in their order.
