@@ -56,7 +56,7 @@ def test_run_killed_again_and_again_ends_with_the_same_result(
     duration = seconds_of_whole_run(driver, tmp_path / "whole")
     out = tmp_path / "killed"
     moments = random.Random(7)
-    for _ in range(5 if duration < 2 else 3):
+    for _ in range(5 if duration < 2 else 1):
         kill_after(driver, out, moments.uniform(0, 0.6 * duration))
     assert driver.run(out).returncode == 0
     assert driver.timeless(out) == driver.timeless(tmp_path / "whole")
