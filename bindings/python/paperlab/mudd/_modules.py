@@ -43,9 +43,7 @@ class ConnectionWeightGenerator(torch.nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.d_model = _arguments.integer(name, "d_model", d_model, 1, _LARGEST)
-        self.num_sources = _arguments.integer(name, "num_sources", num_sources, 1, _LARGEST)
-        self.ways = _arguments.integer(name, "ways", ways, 1, _LARGEST)
+        self.d_model, self.num_sources, self.ways = _sizes(name, d_model, num_sources, ways)
         self.eps = _arguments.positive(name, "eps", eps)
         check_gelu(name, gelu)
         self.gelu: Gelu = gelu
@@ -100,10 +98,7 @@ class DepthAggregate(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        d_model = _arguments.integer(name, "d_model", d_model, 1, _LARGEST)
-        num_sources = _arguments.integer(name, "num_sources", num_sources, 1, _LARGEST)
-        ways = _arguments.integer(name, "ways", ways, 1, _LARGEST)
+        d_model, num_sources, ways = _sizes(type(self).__name__, d_model, num_sources, ways)
         self.generator = ConnectionWeightGenerator(
             d_model, num_sources, ways, eps=eps, gelu=gelu, device=device, dtype=dtype
         )
@@ -123,3 +118,11 @@ class DepthAggregate(torch.nn.Module):
                 f"got {list(all_states.shape)}"
             )
         return depth_aggregate(all_states, self.generator(all_states[-1]))
+
+
+def _sizes(name: str, d_model: int, num_sources: int, ways: int) -> tuple[int, int, int]:
+    return (
+        _arguments.integer(name, "d_model", d_model, 1, _LARGEST),
+        _arguments.integer(name, "num_sources", num_sources, 1, _LARGEST),
+        _arguments.integer(name, "ways", ways, 1, _LARGEST),
+    )
