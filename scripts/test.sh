@@ -63,7 +63,9 @@ run_pytest() {
   (
     cd "$ROOT"
     export PYTHONPATH=$ROOT/build/release/python${PYTHONPATH:+:$PYTHONPATH}
-    exec "$PYTHON" -m pytest -rs tests "${pytest_choice[@]}" </dev/null 3>&-
+    # A file's tests share what its fixtures make; more processes than four would fill the memory.
+    exec "$PYTHON" -m pytest -rs --numprocesses="$(nproc)" --maxprocesses=4 --dist=loadfile \
+      tests "${pytest_choice[@]}" </dev/null 3>&-
   ) || status=$?
   # Exit code 5: nothing matched, which -k EXPRESSION makes normal.
   if [[ $status -eq 0 || ($status -eq 5 && -v OPTION[k]) ]]; then return 0; fi
