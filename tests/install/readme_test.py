@@ -95,8 +95,10 @@ def test_help_lists_every_verb_of_the_readme() -> None:
         assert verb in text
 
 
-def test_reproduce_ends_with_the_report(tmp_path: Path) -> None:
-    done = run(ROOT / "paperlab", "reproduce", "--out", tmp_path / "results")
+# The preset of the README's command, small, takes minutes a paper.
+@pytest.mark.parametrize("preset", ["smoke", pytest.param("small", marks=pytest.mark.slow)])
+def test_reproduce_ends_with_the_report(preset: str, tmp_path: Path) -> None:
+    done = run(ROOT / "paperlab", "reproduce", "--preset", preset, "--out", tmp_path / "results")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.rstrip().endswith("results/report/index.html")

@@ -148,7 +148,7 @@ def test_two_calls_at_once_install_once(new_machine: Checkout, outer: dict[str, 
         )
         for _ in range(2)
     ]
-    messages = [call.communicate(timeout=60)[1] for call in calls]
+    messages = [call.communicate(timeout=180)[1] for call in calls]
     assert [call.returncode for call in calls] == [0, 0], messages
     assert "".join(messages).count("setup: installing the Python packages") == 1
     assert "".join(messages).count("configuring") == 1

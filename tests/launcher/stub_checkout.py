@@ -126,7 +126,7 @@ class Checkout:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
 
     def add_paper(self, name: str, expected_seconds: float) -> None:
