@@ -61,7 +61,13 @@ const std::vector<Table>& all_tables() {
        2.5,
        {kLoop, kAddcmul, kBmm, kStack, kEinsum}},
       {Work::kStep, "weights and sums", 0.0, 2.5, 1.5, 1.4, {kLoop, kAddcmul, kBmm}},
-      {Work::kStepGradients, "gradients of weights and sums", 0.0, 2.5, 1.5, 1.4, {kLoop, kStack}},
+      {Work::kStepGradients,
+       "gradients of weights and sums",
+       0.0,
+       2.5,
+       1.5,
+       1.4,
+       {kLoop, kBmm, kStack}},
   };
   return tables;
 }
@@ -154,7 +160,7 @@ class Pass {
         case Work::kStep:
           kernels::depth_step(step(l),
                               {made_weights_[index(l)], z_[index(l)], inverse_rms_[index(l)]},
-                              out_at_.data(), kernels::gemm, executor);
+                              out_at_.data(), executor);
           break;
         case Work::kStepGradients:
           kernels::depth_step_backward(step(l), step_gradients(l), kernels::gemm, executor);

@@ -9,6 +9,7 @@
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/rsqrt.h>
@@ -48,8 +49,10 @@ struct EagerDepth::State {
   at::Tensor grad_out;                    // [C, N, D]
   std::vector<at::Tensor> grad_by_token;  // [N, C, D], for each number of ways
   at::Tensor grads;                       // [L + 1, N, D]
-  std::vector<at::Tensor> streams;        // newest
-  std::vector<at::Tensor> outputs;        // what record() keeps
+  // Of blocks whose weights are generated, for the gradients in place.
+  std::vector<at::Tensor> inverse_rms, z, made_weights;
+  std::vector<at::Tensor> streams;  // newest
+  std::vector<at::Tensor> outputs;  // what record() keeps
   std::vector<at::Tensor> output_grads;
   std::vector<at::Tensor> leaves;
   bool is_buffer_leaf = false;
@@ -116,6 +119,44 @@ struct EagerDepth::State {
     }
   }
 
+  void backward_bmm(std::int64_t l) {
+    const auto at = static_cast<std::size_t>(l);
+    const std::int64_t count = pass.sources(l);
+    const bool generates = !made_weights.empty();
+    const at::Tensor& of = generates ? made_weights[at] : weights[at];
+    const at::Tensor& grad = grad_by_token[pass.ways(l) == 1 ? 0 : 1];
+    at::Tensor to = grads.narrow(0, 0, count).transpose(0, 1);
+    to.baddbmm_(of.transpose(1, 2), grad);
+    const at::Tensor of_weights = at::bmm(grad, buffer.narrow(0, 0, count).permute({1, 2, 0}));
+    if (generates) {
+      backward_generator(at, of_weights.flatten(1));
+    }
+  }
+
+  // All of them: of the bias, of the matrices, of the newest state.
+  void backward_generator(std::size_t at, const at::Tensor& of_weights) {
+    of_weights.sum(0);
+    at::matmul(at::gelu(z[at]).t(), of_weights);
+    const at::Tensor of_z = at::gelu_backward(at::matmul(of_weights, w2[at].t()), z[at]);
+    const at::Tensor normal = states[at + 1] * inverse_rms[at];
+    at::matmul(normal.t(), of_z);
+    const at::Tensor of_normal = at::matmul(of_z, w1[at].t());
+    const at::Tensor mean = (of_normal * normal).mean(-1, true);
+    grads[static_cast<std::int64_t>(at) + 1].addcmul_(of_normal.sub_(normal * mean),
+                                                      inverse_rms[at]);
+  }
+
+  void generate_all() {
+    const at::NoGradGuard no_grad;
+    for (std::int64_t l = 0; l < pass.num_blocks; ++l) {
+      const auto at = static_cast<std::size_t>(l);
+      const at::Tensor& x = states[at + 1];
+      inverse_rms.push_back(at::rsqrt(x.square().mean(-1, true) + 1e-6));
+      z.push_back(at::matmul(x * inverse_rms.back(), w1[at]));
+      made_weights.push_back(generated(l));
+    }
+  }
+
   // dX_j += sum_c A G and dA = sum_d G X in place, block by block.
   void backward_in_place(EagerDepthForm form) {
     const at::NoGradGuard no_grad;
@@ -124,10 +165,7 @@ struct EagerDepth::State {
       const at::Tensor& of = weights[static_cast<std::size_t>(l)];
       const std::int64_t count = pass.sources(l);
       if (form == EagerDepthForm::kBmm) {
-        const at::Tensor& grad = grad_by_token[pass.ways(l) == 1 ? 0 : 1];
-        at::Tensor to = grads.narrow(0, 0, count).transpose(0, 1);
-        to.baddbmm_(of.transpose(1, 2), grad);
-        at::bmm(grad, buffer.narrow(0, 0, count).permute({1, 2, 0}));
+        backward_bmm(l);
         continue;
       }
       for (std::int64_t j = 0; j < count; ++j) {
@@ -202,8 +240,11 @@ void EagerDepth::forward_generated(EagerDepthForm form) { state_->forward(form, 
 void EagerDepth::record(EagerDepthForm form, bool generates) {
   State& to = *state_;
   forget();
-  if (!generates && (form == EagerDepthForm::kAddcmul || form == EagerDepthForm::kBmm)) {
+  if (form == EagerDepthForm::kBmm || (!generates && form == EagerDepthForm::kAddcmul)) {
     to.grads = at::zeros_like(to.buffer);
+    if (generates) {
+      to.generate_all();
+    }
     return;
   }
   to.make_leaves(form, generates);
@@ -242,6 +283,9 @@ void EagerDepth::forget() {
     }
   }
   of.grads = at::Tensor();
+  for (std::vector<at::Tensor>* group : {&of.inverse_rms, &of.z, &of.made_weights}) {
+    group->clear();
+  }
 }
 
 double EagerDepth::stream(std::int64_t way, std::int64_t at) const {

@@ -46,8 +46,9 @@ class EagerDepth {
   void forward(EagerDepthForm form);  // under no-grad
   // With weights that each block generates: norm, product, gelu, product, then the form.
   void forward_generated(EagerDepthForm form);
-  // Gradients of all states and weights: kAddcmul and kBmm in place, the others by autograd, for
-  // which record() keeps the graph of a forward pass.
+  // Gradients of all states and weights, or of what generates them: kBmm in place, kAddcmul too if
+  // weights are given, the others by autograd, for which record() keeps the graph of a forward
+  // pass.
   void record(EagerDepthForm form, bool generates);
   void backward(EagerDepthForm form);
   void forget();

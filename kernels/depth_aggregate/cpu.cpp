@@ -31,16 +31,23 @@ void pack(const void* from, DType dtype, std::int64_t columns, TokenRange rows, 
   }
 }
 
-// Lines of 16 columns are read, and written in as many places.
+// Squares are turned over as vectors.
 template <class T>
 void pack_columns(const T* from, std::int64_t rows, std::int64_t columns, TokenRange range,
                   float* to) {
   const std::int64_t stride = padded(rows);
-  for (std::int64_t first = range.begin; first < range.end; first += 16) {
-    const std::int64_t last = least(first + 16, range.end);
-    for (std::int64_t row = 0; row < stride; ++row) {
-      for (std::int64_t column = first; column < last; ++column) {
-        to[column * stride + row] = row < rows ? number(from + row * columns + column) : 0.0F;
+  alignas(64) float square[kFloatLanes * kFloatLanes];
+  alignas(64) float turned[kFloatLanes * kFloatLanes];
+  for (std::int64_t row = 0; row < stride; row += kFloatLanes) {
+    for (std::int64_t first = range.begin; first < range.end; first += kFloatLanes) {
+      const std::int64_t count = least(kFloatLanes, range.end - first);
+      for (std::int64_t i = 0; i < kFloatLanes; ++i) {
+        store(square + i * kFloatLanes,
+              row + i < rows ? load_row(from + (row + i) * columns + first, count) : zero());
+      }
+      transpose_square(square, kFloatLanes, turned, kFloatLanes);
+      for (std::int64_t i = 0; i < count; ++i) {
+        store(to + (first + i) * stride + row, load(turned + i * kFloatLanes));
       }
     }
   }

@@ -56,9 +56,9 @@ struct DepthAggregateCpu {
   void (*narrow)(const float* from, std::int64_t count, DType dtype, void* to);
 };
 
-// A vector of at most 16 lanes for each weight, and room for their sums.
+// A vector of at most 16 lanes for each weight of a run's tokens, and room for their sums.
 PAPERLAB_HD constexpr std::int64_t backward_scratch(std::int64_t num_weights) {
-  return padded(num_weights) * 17;
+  return padded(num_weights) * (16 * kRunTokens + 1);
 }
 
 // Of generate_backward.

@@ -5,66 +5,46 @@
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
 
-// Sources of a group in a chunk of columns. Ways are those whose gradient is there.
+// A run of a source, and the one that is fetched meanwhile. Ways are those whose gradient is there.
 template <class T>
-struct GradientGroup {
-  const T* x[kMostBackward];
-  const T* next[kMostBackward];
-  T* grad[kMostBackward];
-  const T* next_grad[kMostBackward];
-  bool is_added[kMostBackward];
+struct SourceGradient {
+  const T* x;
+  const T* next;
+  T* grad;
+  const T* next_grad;
+  bool is_added;
   const T* of_sum[kMostWays];
-  float weight[kMostWays][kMostBackward];
-  float* products[kMostWays][kMostBackward];  // a vector each
+  float weight[kMostWays];
+  float* products[kMostWays];  // a vector each
   bool adds_products;
   std::int64_t columns;
 };
 
-template <class T, int kWays, int kSources>
-void gradients_of_group(const GradientGroup<T>& of) {
-  VecF weight[kWays][kSources];
-  VecF products[kWays][kSources];
+template <class T, int kWays>
+void add_source(const SourceGradient<T>& of) {
+  VecF weight[kWays];
+  VecF products[kWays];
   repeat<kWays>([&](int c) {
-    repeat<kSources>([&](int g) {
-      weight[c][g] = set1(of.weight[c][g]);
-      products[c][g] = zero();
-    });
+    weight[c] = set1(of.weight[c]);
+    products[c] = zero();
   });
+  const bool is_added = of.is_added;
   for_each_vector(of.columns, [&](std::int64_t d, std::int64_t count) {
-    VecF x[kSources];
-    VecF grad[kSources];
-    repeat<kSources>([&](int g) {
-      __builtin_prefetch(of.next[g] + d, 0, 3);
-      __builtin_prefetch(of.next_grad[g] + d, 1, 3);
-      x[g] = load_row(of.x[g] + d, count);
-      grad[g] = of.is_added[g] ? load_row(of.grad[g] + d, count) : zero();
-    });
+    __builtin_prefetch(of.next + d, 0, 3);
+    __builtin_prefetch(of.next_grad + d, 1, 3);
+    const VecF x = load_row(of.x + d, count);
+    VecF grad = is_added ? load_row(of.grad + d, count) : zero();
     repeat<kWays>([&](int c) {
       const VecF of_sum = load_row(of.of_sum[c] + d, count);
-      repeat<kSources>([&](int g) {
-        grad[g] = fma(weight[c][g], of_sum, grad[g]);
-        products[c][g] = fma(x[g], of_sum, products[c][g]);
-      });
+      grad = fma(weight[c], of_sum, grad);
+      products[c] = fma(x, of_sum, products[c]);
     });
-    repeat<kSources>([&](int g) { store_row(of.grad[g] + d, count, grad[g]); });
+    store_row(of.grad + d, count, grad);
   });
   repeat<kWays>([&](int c) {
-    repeat<kSources>([&](int g) {
-      float* to = of.products[c][g];
-      store(to, of.adds_products ? load(to) + products[c][g] : products[c][g]);
-    });
+    float* to = of.products[c];
+    store(to, of.adds_products ? load(to) + products[c] : products[c]);
   });
-}
-
-template <class T, int kWays, int kSources>
-void gradients_of_sources(const GradientGroup<T>& of, std::int64_t sources) {
-  if constexpr (kSources > 1) {
-    if (sources < kSources) {
-      gradients_of_sources<T, kWays, kSources - 1>(of, sources);
-      return;
-    }
-  }
-  gradients_of_group<T, kWays, kSources>(of);
 }
 
 // The sum of each of `count` vectors; both arrays have room for whole squares.
@@ -104,86 +84,85 @@ class TokenGradients {
                  float* scratch)
       : problem_(problem),
         gradients_(gradients),
-        grid_(problem, kMostBackward),
+        grid_(problem, kGradientRun, 1),
         num_weights_(problem.num_ways * problem.num_sources),
-        vectors_(scratch) {}
+        is_static_(problem.token_stride == 0),
+        vectors_(scratch),
+        sums_(scratch + kRunTokens * vectors_of_token()) {}
 
   void run(TokenRange tokens, float* sums) {
-    const bool is_static = problem_.token_stride == 0;
-    clear();
-    for (std::int64_t n = tokens.begin; n < tokens.end; ++n) {
-      const bool adds_products = is_static && n > tokens.begin;
+    const std::int64_t room = least(grid_.block, tokens.size()) * vectors_of_token();
+    __builtin_memset(vectors_, 0, static_cast<std::size_t>(room) * sizeof(float));
+    for (std::int64_t n = tokens.begin; n < tokens.end; n += grid_.block) {
+      const TokenRange block = {n, least(n + grid_.block, tokens.end)};
       bool is_added = false;
       std::int64_t way = 0;
       do {
         const PresentWays ways(problem_, gradients_, way);
         way = ways.next;
-        token(ways, n, is_added, adds_products);
+        add(ways, block, is_added, n > tokens.begin);
         is_added = true;
       } while (way < problem_.num_ways);
-      if (!is_static && gradients_.grad_weights != nullptr) {
-        store_weights(n);
+      for (std::int64_t i = 0; i < block.size(); ++i) {
+        if (!is_static_ && gradients_.grad_weights != nullptr) {
+          store_weights(n + i, i);
+        }
       }
     }
-    if (is_static) {
-      sum_vectors(vectors_, num_weights_, vectors_ + padded(num_weights_) * 16);
-      __builtin_memcpy(sums, vectors_ + padded(num_weights_) * 16,
-                       static_cast<std::size_t>(num_weights_) * sizeof(float));
+    if (is_static_) {
+      sum_vectors(vectors_, num_weights_, sums_);
+      __builtin_memcpy(sums, sums_, static_cast<std::size_t>(num_weights_) * sizeof(float));
     }
   }
 
  private:
-  void clear() {
-    __builtin_memset(vectors_, 0,
-                     static_cast<std::size_t>(backward_scratch(num_weights_)) * sizeof(float));
-  }
+  std::int64_t vectors_of_token() const { return padded(num_weights_) * 16; }
 
-  void token(const PresentWays& ways, std::int64_t n, bool is_added, bool adds_products) {
+  void add(const PresentWays& ways, TokenRange block, bool is_added, bool adds_products) {
     switch (ways.count) {
       case 0:
-        return is_added ? void() : clear_sources(n);
+        return is_added ? void() : clear_sources(block);
       case 1:
-        return token<1>(ways, n, is_added, adds_products);
+        return add<1>(ways, block, is_added, adds_products);
       case 2:
-        return token<2>(ways, n, is_added, adds_products);
+        return add<2>(ways, block, is_added, adds_products);
       case 3:
-        return token<3>(ways, n, is_added, adds_products);
+        return add<3>(ways, block, is_added, adds_products);
       default:
-        return token<4>(ways, n, is_added, adds_products);
+        return add<4>(ways, block, is_added, adds_products);
     }
   }
 
   template <int kWays>
-  void token(const PresentWays& ways, std::int64_t n, bool is_added, bool adds_products) {
-    GradientGroup<T> of{};
-    Place ahead = grid_.ahead({n, 0, 0});
-    for (Place at = {n, 0, 0}; at.token == n; at = grid_.after(at), ahead = grid_.after(ahead)) {
-      const std::int64_t source = grid_.first_source(at.group);
-      const std::int64_t count = grid_.first_source(at.group + 1) - source;
+  void add(const PresentWays& ways, TokenRange block, bool is_added, bool adds_products) {
+    SourceGradient<T> of{};
+    Place ahead = grid_.after({block.begin, 0, 0});
+    for (Place at = {block.begin, 0, 0}; at.token == block.begin;
+         at = grid_.after(at), ahead = grid_.after(ahead)) {
       of.columns = grid_.columns(at);
-      of.adds_products = adds_products || at.column > 0;
-      const Place fetched = ahead.token < problem_.num_tokens ? ahead : at;
-      for (std::int64_t g = 0; g < count; ++g) {
-        set_source(at, fetched, source + g, g, is_added, of);
+      for (std::int64_t i = 0; i < block.size(); ++i) {
+        const std::int64_t n = block.begin + i;
+        const std::int64_t element = n * grid_.width + at.column;
+        set_source(at.group, element, is_added, of);
+        set_next(ahead, i, of);
+        of.adds_products = at.column > 0 || (is_static_ && (adds_products || i > 0));
         for (int c = 0; c < kWays; ++c) {
-          of.weight[c][g] = weight_of(problem_, n, ways.way[c], source + g);
-          of.products[c][g] =
-              vectors_ + (ways.way[c] * problem_.num_sources + source + g) * kFloatLanes;
+          of.of_sum[c] = static_cast<const T*>(gradients_.grad_out[ways.way[c]]) + element;
+          of.weight[c] = weight_of(problem_, n, ways.way[c], at.group);
+          of.products[c] = vectors_ + (is_static_ ? 0 : i) * vectors_of_token() +
+                           (ways.way[c] * problem_.num_sources + at.group) * kFloatLanes;
         }
+        add_source<T, kWays>(of);
       }
-      for (int c = 0; c < kWays; ++c) {
-        of.of_sum[c] = static_cast<const T*>(gradients_.grad_out[ways.way[c]]) + grid_.element(at);
-      }
-      gradients_of_sources<T, kWays, kMostBackward>(of, count);
     }
   }
 
   // Without any gradient of a stream.
-  void clear_sources(std::int64_t n) {
+  void clear_sources(TokenRange block) {
     for (std::int64_t j = gradients_.num_added; j < problem_.num_sources; ++j) {
       if (grad_of(j) != nullptr) {
-        __builtin_memset(grad_of(j) + n * problem_.width, 0,
-                         static_cast<std::size_t>(problem_.width) * sizeof(T));
+        __builtin_memset(grad_of(j) + block.begin * problem_.width, 0,
+                         static_cast<std::size_t>(block.size() * problem_.width) * sizeof(T));
       }
     }
   }
@@ -193,25 +172,27 @@ class TokenGradients {
                                               : static_cast<T*>(gradients_.grad_sources[source]);
   }
 
-  void set_source(Place at, Place fetched, std::int64_t source, std::int64_t g, bool is_added,
-                  GradientGroup<T>& of) {
-    const std::int64_t last = grid_.first_source(fetched.group + 1) - 1;
-    const std::int64_t then = least(grid_.first_source(fetched.group) + g, last);
-    of.x[g] = source_at<T>(problem_, source, grid_.element(at));
-    of.next[g] = source_at<T>(problem_, then, grid_.element(fetched));
+  void set_source(std::int64_t source, std::int64_t element, bool is_added, SourceGradient<T>& of) {
+    of.x = source_at<T>(problem_, source, element);
     T* grad = grad_of(source);
-    of.grad[g] = grad == nullptr ? unwanted_ : grad + grid_.element(at);
-    of.is_added[g] = grad != nullptr && (is_added || source < gradients_.num_added);
-    const T* next = grad_of(then);
-    of.next_grad[g] = next == nullptr ? unwanted_ : next + grid_.element(fetched);
+    of.grad = grad == nullptr ? unwanted_ : grad + element;
+    of.is_added = grad != nullptr && (is_added || source < gradients_.num_added);
   }
 
-  void store_weights(std::int64_t n) {
-    float* sums = vectors_ + padded(num_weights_) * 16;
-    sum_vectors(vectors_, num_weights_, sums);
+  void set_next(Place ahead, std::int64_t i, SourceGradient<T>& of) const {
+    const std::int64_t element =
+        least(ahead.token + i, problem_.num_tokens - 1) * grid_.width + ahead.column;
+    of.next = source_at<T>(problem_, ahead.group, element);
+    const T* grad = grad_of(ahead.group);
+    of.next_grad = grad == nullptr ? unwanted_ : grad + element;
+  }
+
+  // Of token n, whose vectors are the i-th.
+  void store_weights(std::int64_t n, std::int64_t i) {
+    sum_vectors(vectors_ + i * vectors_of_token(), num_weights_, sums_);
     auto* to = static_cast<float*>(gradients_.grad_weights) + n * problem_.token_stride;
     for (std::int64_t c = 0; c < problem_.num_ways; ++c) {
-      __builtin_memcpy(to + c * problem_.way_stride, sums + c * problem_.num_sources,
+      __builtin_memcpy(to + c * problem_.way_stride, sums_ + c * problem_.num_sources,
                        static_cast<std::size_t>(problem_.num_sources) * sizeof(float));
     }
   }
@@ -220,8 +201,10 @@ class TokenGradients {
   const DepthAggregateGradients& gradients_;
   Grid grid_;
   std::int64_t num_weights_;
-  float* vectors_;  // [C J] vectors; those of absent ways stay 0
-  T unwanted_[kChunkColumns] = {};
+  bool is_static_;
+  float* vectors_;  // [tokens of a block, or 1] of [C J] vectors; those of absent ways stay 0
+  float* sums_;
+  T unwanted_[kGradientRun] = {};
 };
 
 inline void backward(const DepthAggregate& problem, const DepthAggregateGradients& gradients,

@@ -9,11 +9,9 @@ namespace {
 // By the number of registers: weights of all ways and sources of a group, and sums.
 #if defined(__AVX512F__)
 constexpr int kMostSources = 6;
-constexpr int kMostBackward = 2;
 constexpr int kMostVecs = 4;
 #else
 constexpr int kMostSources = 2;
-constexpr int kMostBackward = 1;
 constexpr int kMostVecs = 2;
 #endif
 
@@ -36,40 +34,43 @@ inline void repeat(F f) {
   }
 }
 
-// Where a pass over tokens is: a chunk of a token's columns, a group of sources of it.
+// Where a pass over tokens is: a group of sources, a chunk of columns of a block of tokens.
 struct Place {
-  std::int64_t token;
+  std::int64_t token;  // the block's first
   std::int64_t column;
   std::int64_t group;
 };
 
+// How runs of `run` numbers and groups of `most` sources follow each other.
 struct Grid {
   std::int64_t width;
+  std::int64_t run;
   std::int64_t num_sources;
   std::int64_t num_groups;
+  std::int64_t block;  // tokens
 
-  Grid(const DepthAggregate& problem, std::int64_t most)
+  Grid(const DepthAggregate& problem, std::int64_t run_of, std::int64_t most)
       : width(problem.width),
+        run(run_of),
         num_sources(problem.num_sources),
-        num_groups(num_blocks(problem.num_sources, most)) {}
+        num_groups(num_blocks(problem.num_sources, most)),
+        block(least(run / padded(width), kRunTokens)) {
+    block = block < 1 ? 1 : block;
+  }
 
   Place after(Place at) const {
     if (++at.group == num_groups) {
       at.group = 0;
-      at.column += kChunkColumns;
+      at.column += run;
       if (at.column >= width) {
         at.column = 0;
-        ++at.token;
+        at.token += block;
       }
     }
     return at;
   }
-  // What is fetched while `at` is worked on: far enough for memory to answer, near enough for the
-  // first-level cache to keep it.
-  Place ahead(Place at) const { return after(after(at)); }
   std::int64_t first_source(std::int64_t group) const { return group * num_sources / num_groups; }
-  std::int64_t element(Place at) const { return at.token * width + at.column; }
-  std::int64_t columns(Place at) const { return least(width - at.column, kChunkColumns); }
+  std::int64_t columns(Place at) const { return least(width - at.column, run); }
 };
 
 inline float weight_of(const DepthAggregate& problem, std::int64_t token, std::int64_t way,

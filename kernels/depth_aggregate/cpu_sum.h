@@ -39,7 +39,7 @@ struct SumGroup {
   const T* x[kMostSources];
   const T* next[kMostSources];
   float weight[kMostWays][kMostSources];
-  float* sums;  // [ways][kChunkColumns]
+  float* sums;  // ways kSumRun apart
   T* out[kMostWays];
   std::int64_t columns;
   bool is_first;
@@ -62,7 +62,7 @@ void add_group(const SumGroup<T>& of) {
       x[g] = load_row(of.x[g] + d, count);
     });
     repeat<kWays>([&](int c) {
-      float* at = of.sums + c * kChunkColumns + d;
+      float* at = of.sums + c * kSumRun + d;
       VecF sum = is_first ? zero() : load(at);
       repeat<kSources>([&](int g) { sum = fma(weight[c][g], x[g], sum); });
       if (!is_last) {
@@ -88,39 +88,69 @@ void add_sources(const SumGroup<T>& of, std::int64_t sources) {
   add_group<T, kWays, kSources>(of);
 }
 
-// Ways first_way.. of the tokens.
+// Groups between a place and the one that is fetched meanwhile: far enough for memory to answer,
+// near enough for the first-level cache to keep it.
+constexpr int kGroupsAhead = kMostSources > 2 ? 1 : 2;
+
+// Ways first_way.. of a run of tokens.
 template <class T, int kWays>
-void sum_tokens(const DepthAggregate& problem, void* const* out, std::int64_t first_way,
-                TokenRange tokens, bool is_past_caches) {
-  const Grid grid(problem, kMostSources);
-  alignas(64) float sums[kWays * kChunkColumns];
-  SumGroup<T> of{};
-  of.sums = sums;
-  of.is_past_caches = is_past_caches;
-  Place ahead = grid.ahead({tokens.begin, 0, 0});
-  for (Place at = {tokens.begin, 0, 0}; at.token < tokens.end;
-       at = grid.after(at), ahead = grid.after(ahead)) {
-    const Place fetched = ahead.token < problem.num_tokens ? ahead : at;
-    const std::int64_t source = grid.first_source(at.group);
-    const std::int64_t fetched_source = grid.first_source(fetched.group);
-    const std::int64_t count = grid.first_source(at.group + 1) - source;
-    const std::int64_t last = grid.first_source(fetched.group + 1) - 1;
+class TokenSums {
+ public:
+  TokenSums(const DepthAggregate& problem, void* const* out, std::int64_t first_way,
+            bool is_past_caches)
+      : problem_(problem), out_(out), first_way_(first_way), grid_(problem, kSumRun, kMostSources) {
+    of_.is_past_caches = is_past_caches;
+  }
+
+  void run(TokenRange tokens) {
+    Place at = {tokens.begin, 0, 0};
+    Place ahead = at;
+    for (int i = 0; i < kGroupsAhead; ++i) {
+      ahead = grid_.after(ahead);
+    }
+    for (; at.token < tokens.end; at = grid_.after(at), ahead = grid_.after(ahead)) {
+      of_.columns = grid_.columns(at);
+      of_.is_first = at.group == 0;
+      of_.is_last = at.group + 1 == grid_.num_groups;
+      const std::int64_t count = least(grid_.block, tokens.end - at.token);
+      for (std::int64_t i = 0; i < count; ++i) {
+        add(at, ahead, i);
+      }
+    }
+  }
+
+ private:
+  // Token i of the block.
+  void add(Place at, Place ahead, std::int64_t i) {
+    const std::int64_t token = at.token + i;
+    const std::int64_t element = token * grid_.width + at.column;
+    const std::int64_t fetched =
+        least(ahead.token + i, problem_.num_tokens - 1) * grid_.width + ahead.column;
+    const std::int64_t source = grid_.first_source(at.group);
+    const std::int64_t count = grid_.first_source(at.group + 1) - source;
+    const std::int64_t next = grid_.first_source(ahead.group);
+    const std::int64_t last = grid_.first_source(ahead.group + 1) - 1;
     for (std::int64_t g = 0; g < count; ++g) {
-      of.x[g] = source_at<T>(problem, source + g, grid.element(at));
-      of.next[g] = source_at<T>(problem, least(fetched_source + g, last), grid.element(fetched));
+      of_.x[g] = source_at<T>(problem_, source + g, element);
+      of_.next[g] = source_at<T>(problem_, least(next + g, last), fetched);
       for (int c = 0; c < kWays; ++c) {
-        of.weight[c][g] = weight_of(problem, at.token, first_way + c, source + g);
+        of_.weight[c][g] = weight_of(problem_, token, first_way_ + c, source + g);
       }
     }
     for (int c = 0; c < kWays; ++c) {
-      of.out[c] = static_cast<T*>(out[first_way + c]) + grid.element(at);
+      of_.out[c] = static_cast<T*>(out_[first_way_ + c]) + element;
     }
-    of.columns = grid.columns(at);
-    of.is_first = at.group == 0;
-    of.is_last = at.group + 1 == grid.num_groups;
-    add_sources<T, kWays, kMostSources>(of, count);
+    of_.sums = sums_ + i * padded(grid_.width);
+    add_sources<T, kWays, kMostSources>(of_, count);
   }
-}
+
+  const DepthAggregate& problem_;
+  void* const* out_;
+  std::int64_t first_way_;
+  Grid grid_;
+  SumGroup<T> of_{};
+  alignas(64) float sums_[kWays * kSumRun];
+};
 
 template <class T>
 void sum_all_ways(const DepthAggregate& problem, void* const* out, TokenRange tokens,
@@ -128,16 +158,16 @@ void sum_all_ways(const DepthAggregate& problem, void* const* out, TokenRange to
   for (std::int64_t way = 0; way < problem.num_ways; way += kMostWays) {
     switch (problem.num_ways - way) {
       case 1:
-        sum_tokens<T, 1>(problem, out, way, tokens, is_past_caches);
+        TokenSums<T, 1>(problem, out, way, is_past_caches).run(tokens);
         break;
       case 2:
-        sum_tokens<T, 2>(problem, out, way, tokens, is_past_caches);
+        TokenSums<T, 2>(problem, out, way, is_past_caches).run(tokens);
         break;
       case 3:
-        sum_tokens<T, 3>(problem, out, way, tokens, is_past_caches);
+        TokenSums<T, 3>(problem, out, way, is_past_caches).run(tokens);
         break;
       default:
-        sum_tokens<T, 4>(problem, out, way, tokens, is_past_caches);
+        TokenSums<T, 4>(problem, out, way, is_past_caches).run(tokens);
     }
   }
 }

@@ -17,7 +17,7 @@ namespace paperlab::kernels {
 
 enum class GeluForm : std::uint8_t { kExact, kTanh };
 
-// The weights of N tokens from their states x. Matrices are [in, out], contiguous, of `dtype`.
+// The weights of N tokens from their states x. All is of `dtype`, contiguous.
 struct ConnectionWeights {
   DType dtype = DType::kFloat32;
   std::int64_t num_tokens = 0;   // N
@@ -30,6 +30,8 @@ struct ConnectionWeights {
   const void* w1 = nullptr;    // [D, K]
   const void* w2 = nullptr;    // [K, C J]
   const void* bias = nullptr;  // [C J], a
+  // w1 is [K, D] and w2 [C J, K] instead, as linear layers have them; their gradients likewise.
+  bool is_transposed = false;
 };
 
 // What the forward pass leaves. Statistics are float32 (float64 for float64).
@@ -78,10 +80,10 @@ struct DepthAggregateGradients {
 };
 
 // Write weights, z and inverse_rms; the gradients that are wanted. The parameters' gradients are
-// products over the tokens, which `multiply` makes; the forward pass needs none of it. Throw
-// ShapeError for sizes below 0, D < 1 or C J < 1, ValueError unless eps > 0.
+// products over the tokens, which `multiply` makes. Throw ShapeError for sizes below 0, D < 1 or
+// C J < 1, ValueError unless eps > 0.
 void connection_weights(const ConnectionWeights& problem, const ConnectionWeightsResult& result,
-                        GemmFunction multiply, const Executor& executor);
+                        const Executor& executor);
 void connection_weights_backward(const ConnectionWeights& problem,
                                  const ConnectionWeightsGradients& gradients, GemmFunction multiply,
                                  const Executor& executor);
@@ -107,7 +109,7 @@ struct DepthStep {
 
 // Throws as its parts do; ValueError where they do not belong together.
 void depth_step(const DepthStep& problem, const ConnectionWeightsResult& result, void* const* out,
-                GemmFunction multiply, const Executor& executor);
+                const Executor& executor);
 
 // Gradients of the sum and of the generator; that of the newest source has both parts. Where all
 // tokens have the same weights, grad_weights [C, J] is also the bias's gradient.

@@ -55,6 +55,18 @@ void store_row(const Numbers& numbers, void* matrix, DType dtype, std::int64_t r
   }
 }
 
+// Where element (i, j) of a parameter [in, out] lies.
+std::int64_t place(const ConnectionWeights& problem, std::int64_t i, std::int64_t j,
+                   std::int64_t in, std::int64_t out) {
+  return problem.is_transposed ? j * in + i : i * out + j;
+}
+std::int64_t place_w1(const ConnectionWeights& problem, std::int64_t d, std::int64_t k) {
+  return place(problem, d, k, problem.width, problem.hidden_size);
+}
+std::int64_t place_w2(const ConnectionWeights& problem, std::int64_t k, std::int64_t i) {
+  return place(problem, k, i, problem.hidden_size, problem.num_weights);
+}
+
 // Gradients of the generator's parameters, added up over tokens.
 struct ParameterSums {
   Numbers w1;
@@ -79,11 +91,12 @@ Numbers add_parameters(const ConnectionWeights& problem,
     const double z = load_number(gradients.z, statistics, n * problem.hidden_size + k);
     const auto [value, slope] = gelu_of(z, problem.gelu);
     for (std::int64_t i = 0; i < count; ++i) {
-      at(sums.w2, k * count + i) += value * at(grad, i);
-      at(grad_z, k) += at(grad, i) * load_number(problem.w2, problem.dtype, k * count + i) * slope;
+      const std::int64_t w2 = place_w2(problem, k, i);
+      at(sums.w2, w2) += value * at(grad, i);
+      at(grad_z, k) += at(grad, i) * load_number(problem.w2, problem.dtype, w2) * slope;
     }
     for (std::int64_t d = 0; d < problem.width; ++d) {
-      at(sums.w1, d * problem.hidden_size + k) += at(x, d) * r * at(grad_z, k);
+      at(sums.w1, place_w1(problem, d, k)) += at(x, d) * r * at(grad_z, k);
     }
   }
   return grad_z;
@@ -100,7 +113,7 @@ void add_grad_x(const ConnectionWeights& problem, const ConnectionWeightsGradien
   for (std::int64_t d = 0; d < problem.width; ++d) {
     for (std::int64_t k = 0; k < problem.hidden_size; ++k) {
       at(grad_n, d) +=
-          at(grad_z, k) * load_number(problem.w1, problem.dtype, d * problem.hidden_size + k);
+          at(grad_z, k) * load_number(problem.w1, problem.dtype, place_w1(problem, d, k));
     }
     mean += problem.hidden_size == 0
                 ? 0.0
@@ -137,14 +150,14 @@ void connection_weights_reference(const ConnectionWeights& problem,
     for (std::int64_t k = 0; k < problem.hidden_size; ++k) {
       double z = 0.0;
       for (std::int64_t d = 0; d < problem.width; ++d) {
-        z += at(x, d) * r * load_number(problem.w1, problem.dtype, d * problem.hidden_size + k);
+        z += at(x, d) * r * load_number(problem.w1, problem.dtype, place_w1(problem, d, k));
       }
       if (result.z != nullptr) {
         store_number(result.z, statistics, n * problem.hidden_size + k, z);
       }
       const double h = gelu_of(z, problem.gelu).value;
       for (std::int64_t i = 0; i < problem.num_weights; ++i) {
-        at(weights, i) += h * load_number(problem.w2, problem.dtype, k * problem.num_weights + i);
+        at(weights, i) += h * load_number(problem.w2, problem.dtype, place_w2(problem, k, i));
       }
     }
     store_row(weights, result.weights, statistics, n);

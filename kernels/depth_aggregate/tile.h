@@ -23,9 +23,16 @@ PAPERLAB_HD constexpr TokenRange block_at(std::int64_t count, std::int64_t size,
   return {index * size, end < count ? end : count};
 }
 
-// Columns of a token that are summed at a time: the sums of four ways, 4 KiB, stay in the
-// first-level cache beside the sources that come in.
-constexpr std::int64_t kChunkColumns = 256;
+// Numbers of a source that are worked on at a time, columns of a token or of a few narrow ones,
+// while those that come next are fetched: runs as long as the first-level cache allows. Forward the
+// sums of four ways are beside them, 8 KiB, and runs of the sources of a group and of the next
+// group, 2 KiB each; backward four streams' gradients, 16 KiB, and runs of one source, of its
+// gradient and of the next ones, 4 KiB each.
+constexpr std::int64_t kSumRun = 512;
+constexpr std::int64_t kGradientRun = 1024;
+
+// Most tokens of a run.
+constexpr std::int64_t kRunTokens = 8;
 
 // Ways whose sums are made together.
 constexpr std::int64_t kMostWays = 4;

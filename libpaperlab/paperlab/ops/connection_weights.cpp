@@ -182,7 +182,7 @@ Results forward_any(const at::Tensor& x, const at::Tensor& w1, const at::Tensor&
   problem.bias = dense_a.const_data_ptr();
   kernels::connection_weights(
       problem, {rows.mutable_data_ptr(), z.mutable_data_ptr(), inverse_rms.mutable_data_ptr()},
-      kernels::gemm, torch_executor());
+      torch_executor());
   weights.copy_(by_way(rows, a.size(0)));
   return results;
 }

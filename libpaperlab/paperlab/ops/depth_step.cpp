@@ -204,8 +204,13 @@ class Push : public torch::autograd::Function<Push> {
               make(is_wanted(context, 5), saved[3].sizes(),
                    slots.options().dtype(statistics_of(slots)))};
     }
-    return {make(is_wanted(context, 3), saved[1].sizes(), slots.options()),
-            make(is_wanted(context, 4), saved[2].sizes(), slots.options()),
+    const bool is_transposed = depth::lie_transposed(saved[1], saved[2]);
+    const auto make_matrix = [&](std::size_t input, const at::Tensor& like) {
+      const at::Tensor lying = is_transposed ? like.t() : like;
+      const at::Tensor made = make(is_wanted(context, input), lying.sizes(), slots.options());
+      return is_transposed && made.defined() ? made.t() : made;
+    };
+    return {make_matrix(3, saved[1]), make_matrix(4, saved[2]),
             make(is_wanted(context, 5), {step.num_ways, step.num_sources()}, slots.options())};
   }
 

@@ -15,7 +15,9 @@
 namespace paperlab::ops {
 
 /// The weights of J sources in each of C ways: generated from the newest state
-/// (connection_weights), or given. A tensor that is not defined is absent.
+/// (connection_weights), or given. A tensor that is not defined is absent. w1 and w2 are read
+/// without a copy where both are contiguous or both views of contiguous [K, D] and [C J, K], as
+/// linear layers have them; their gradients lie likewise.
 struct DepthWeights {
   at::Tensor w1{};                  ///< [D, K], any strides; absent with w2: `bias` alone.
   at::Tensor w2{};                  ///< [K, C J], likewise; column c J + j: way c, source j.

@@ -28,6 +28,17 @@ void* mutable_slot_of(const at::Tensor& slots, std::int64_t slot) {
 const void* data_of(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 void* mutable_data_of(const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; }
 
+// Matrices that lie as the kernel reads them: as they are, if both lie turned over, else
+// contiguous.
+Generated readable(const Generated& generated) {
+  Generated found = generated;
+  if (!lie_transposed(generated.w1, generated.w2)) {
+    found.w1 = dense(generated.w1);
+    found.w2 = dense(generated.w2);
+  }
+  return found;
+}
+
 // The kernel's problem and the pointers that it holds on to.
 class Problem {
  public:
@@ -64,6 +75,7 @@ class Problem {
       step_.generator.x = sources_.back();
       step_.generator.w1 = generated.w1.const_data_ptr();
       step_.generator.w2 = generated.w2.const_data_ptr();
+      step_.generator.is_transposed = lie_transposed(generated.w1, generated.w2);
     }
   }
 
@@ -91,9 +103,9 @@ Generated new_generated(const Step& step, const at::Tensor& slots, const at::Ten
   }
   const auto statistics = slots.options().dtype(statistics_of(slots));
   const std::int64_t num_tokens = slots.size(1) * slots.size(2);
-  return {w1.contiguous(), w2.contiguous(),
-          at::empty({num_tokens, step.num_ways * step.num_sources()}, statistics),
-          at::empty({num_tokens, w1.size(1)}, statistics), at::empty({num_tokens}, statistics)};
+  return readable({w1, w2, at::empty({num_tokens, step.num_ways * step.num_sources()}, statistics),
+                   at::empty({num_tokens, w1.size(1)}, statistics),
+                   at::empty({num_tokens}, statistics)});
 }
 
 // Gradients of the streams as the kernel reads them.
@@ -143,6 +155,11 @@ void backward_generated(Problem& problem, const Generated& generated,
 
 }  // namespace
 
+bool lie_transposed(const at::Tensor& w1, const at::Tensor& w2) {
+  return w1.defined() && w1.t().is_contiguous() && w2.t().is_contiguous() &&
+         !(w1.is_contiguous() && w2.is_contiguous());
+}
+
 Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& base,
                  const at::Tensor& delta, const at::Tensor& w1, const at::Tensor& w2,
                  const at::Tensor& bias) {
@@ -176,7 +193,7 @@ Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& ba
   void* weights = generated.is_given() ? nullptr : generated.weights.mutable_data_ptr();
   kernels::depth_step(
       *problem, {weights, mutable_data_of(generated.z), mutable_data_of(generated.inverse_rms)},
-      streams.data(), kernels::gemm, torch_executor());
+      streams.data(), torch_executor());
   return computed;
 }
 
@@ -184,10 +201,9 @@ void compute_backward(const Step& step, const at::Tensor& slots, const Generated
                       at::ArrayRef<at::Tensor> grad_streams, const at::Tensor& gradients, bool adds,
                       const ParameterGradients& parameters) {
   const StreamGradients streams(grad_streams);
-  const Generated readable = {dense(generated.w1), dense(generated.w2), generated.weights,
-                              generated.z, generated.inverse_rms};
+  const Generated dense_generated = readable(generated);
   const std::vector<void*> grad_sources = gradient_slots(step, gradients);
-  Problem problem(step, slots, readable);
+  Problem problem(step, slots, dense_generated);
   kernels::DepthAggregateGradients of_sum;
   of_sum.grad_out = streams.data.data();
   of_sum.grad_sources = grad_sources.data();
@@ -195,7 +211,7 @@ void compute_backward(const Step& step, const at::Tensor& slots, const Generated
   if (generated.is_given()) {
     backward_given(problem, of_sum, parameters);
   } else {
-    backward_generated(problem, readable, of_sum, parameters);
+    backward_generated(problem, dense_generated, of_sum, parameters);
   }
 }
 

@@ -38,12 +38,17 @@ struct Computed {
   Generated generated;
 };
 
+// Whether w1 and w2 are views of contiguous [K, D] and [C J, K], as linear layers have them: then
+// they are read where they lie, and their gradients lie likewise.
+bool lie_transposed(const at::Tensor& w1, const at::Tensor& w2);
+
 // Writes X_i = base + delta, or base, into its slot of [>= i + 1, B, T, D] and makes its streams.
 Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& base,
                  const at::Tensor& delta, const at::Tensor& w1, const at::Tensor& w2,
                  const at::Tensor& bias);
 
-// Gradients of w1, w2 and the bias; not defined: not wanted.
+// Gradients of w1, w2 and the bias, of w1 and w2 as lie_transposed says, else contiguous; not
+// defined: not wanted.
 struct ParameterGradients {
   at::Tensor w1;
   at::Tensor w2;
