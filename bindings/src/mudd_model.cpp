@@ -1,4 +1,5 @@
 // The models of paperlab.mudd; they are decoders as paperlab.nn has them.
+#include <ATen/ops/zeros.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -13,7 +14,9 @@
 #include "bindings/src/choice.h"
 #include "bindings/src/dtypes.h"
 #include "bindings/src/registrars.h"
+#include "paperlab/mudd/layout.h"
 #include "paperlab/mudd/load.h"
+#include "paperlab/mudd/model.h"
 #include "paperlab/mudd/published.h"
 #include "paperlab/mudd/trace.h"
 
@@ -106,6 +109,19 @@ nn::HfDecoder new_model(const mudd::MuddConfig& config, std::uint64_t seed,
   return mudd::new_model(config, seed, type);
 }
 
+// A model of these settings that is still to get its parameters: zeros are no memory.
+nn::HfDecoder of_config(const std::string& text) {
+  nn::HfDecoder model;
+  model.directory.config = Json::parse(text);
+  const auto published = mudd::read_published_config("config", model.directory.config);
+  std::vector<at::Tensor> values;
+  for (const nn::ParameterSpec& spec : mudd::parameter_specs(published.config)) {
+    values.push_back(at::zeros(spec.shape, at::kBFloat16));
+  }
+  model.decoder = mudd::make_decoder(published.config, std::move(values));
+  return model;
+}
+
 using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // States, weights (or None), streams Q, K, V, R of each layer, logits.
@@ -131,6 +147,7 @@ trace(const nn::HfDecoder& model, const at::Tensor& tokens) {
 void register_mudd_model(py::module_& m) {
   register_config(m);
   m.def("new_mudd", &new_model, py::arg("config"), py::arg("seed"), py::arg("dtype"));
+  m.def("mudd_of_config", &of_config, py::arg("config"));
   m.def("load_mudd", &load, py::arg("directory"), py::arg("dtype"));
   m.def("mudd_of_tensors", &of_tensors, py::arg("directory"), py::arg("source"), py::arg("names"),
         py::arg("values"), py::arg("dtype"));

@@ -51,12 +51,15 @@ class Definition:
             "pre_post_norm": False,
             "num_streams": 4,
             "parallel_block": False,
+            "parallel_residual": None,  # of the parallel block's sublayers; None: as the block
             "rotary_pct": None,
         } | options
         self.eps = self.o["norm_eps"]
         self.layers = 1 + max(int(n.split(".")[1]) for n in parameters if n.startswith("layers."))
         self.is_multiway = self.o["variant"] in ("mudd", "multiway_static", "multiway_dynamic")
         self.is_dense = self.is_multiway or self.o["variant"] in ("static", "dynamic")
+        own = self.o["parallel_residual"]
+        self.is_parallel = self.o["parallel_block"] if own is None else own
         self.states: list[torch.Tensor] = []
         self.weights: dict[int, torch.Tensor] = {}
         self.streams: dict[int, torch.Tensor] = {}
@@ -112,7 +115,7 @@ class Definition:
         names = [one] * 3 if one + ".weight" in self.p else many
         xs = [self.norm(n, x) for n, x in zip(names, qkvr[:3], strict=True)]
         out = self.attention(layer, xs, route)
-        if self.o["parallel_block"]:
+        if self.is_parallel:
             return qkvr[3] + out + self.ffn(layer, self.norm(name + "ffn_norm", qkvr[3]))
         y = qkvr[3] + out
         return y + self.ffn(layer, self.norm(name + "ffn_norm", y))
@@ -160,40 +163,46 @@ class Definition:
         by_way = dict(zip(ways, result, strict=True))
         return [by_way.get(way, x) for way in "QKVR"]
 
-    def hyper(self, x: torch.Tensor) -> torch.Tensor:
-        streams = [x] * self.o["num_streams"]
-        n = len(streams)
+    def hyper_weights(
+        self, number: int, streams: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Rows of alpha and beta of site `number`, for each stream."""
+        name = f"hyper_connections.{number}."
+        alpha, beta = [], []
+        for r, stream in enumerate(streams):
+            normed = rms(stream, self.eps, self.p[name + "norm.weight"])
+            dynamic = torch.tanh(normed @ self.p[name + "dynamic_alpha_fn"])
+            scale = self.p[name + "dynamic_alpha_scale"]
+            alpha.append(scale * dynamic + self.p[name + "static_alpha"][r])
+            dynamic = torch.tanh(normed @ self.p[name + "dynamic_beta_fn"])
+            scale = self.p[name + "dynamic_beta_scale"]
+            beta.append((scale * dynamic + self.p[name + "static_beta"][r])[..., None])
+        return alpha, beta
 
-        def site(number: int, sublayer: Callable[[torch.Tensor], torch.Tensor]) -> None:
-            name = f"hyper_connections.{number}."
-            p = {key: self.p[name + key] for key in ("static_alpha", "static_beta")}
-            alpha, beta = [], []
-            for r in range(n):
-                normed = rms(streams[r], self.eps, self.p[name + "norm.weight"])
-                scale = self.p[name + "dynamic_alpha_scale"]
-                dynamic = torch.tanh(normed @ self.p[name + "dynamic_alpha_fn"])
-                alpha.append(scale * dynamic + p["static_alpha"][r])
-                scale = self.p[name + "dynamic_beta_scale"]
-                dynamic = torch.tanh(normed @ self.p[name + "dynamic_beta_fn"])
-                beta.append(scale * dynamic + p["static_beta"][r])
-            mixed = [
-                sum(alpha[r][..., m, None] * streams[r] for r in range(n)) for m in range(n + 1)
-            ]
-            out = sublayer(mixed[0])
-            streams[:] = [beta[r][..., None] * out + mixed[r + 1] for r in range(n)]
+    def hyper(self, x: torch.Tensor) -> torch.Tensor:
+        n = self.o["num_streams"]
+        streams = [x] * n
+
+        def row(alpha: list[torch.Tensor], m: int) -> torch.Tensor:
+            return sum((alpha[r][..., m, None] * streams[r] for r in range(n)), torch.zeros_like(x))
+
+        def write(alpha: list[torch.Tensor], beta: list[torch.Tensor], out: torch.Tensor) -> None:
+            streams[:] = [beta[r] * out + row(alpha, r + 1) for r in range(n)]
 
         for layer in range(self.layers):
             name = f"layers.{layer}."
-
-            def attend(x: torch.Tensor, layer: int = layer, name: str = name) -> torch.Tensor:
-                y = self.norm(name + "attention_norm", x)
-                return self.attention(layer, [y] * 3, lambda _, k, v: (k, v))
-
-            def feed(x: torch.Tensor, layer: int = layer, name: str = name) -> torch.Tensor:
-                return self.ffn(layer, self.norm(name + "ffn_norm", x))
-
-            site(2 * layer, attend)
-            site(2 * layer + 1, feed)
+            alpha, beta = self.hyper_weights(2 * layer, streams)
+            y = self.norm(name + "attention_norm", row(alpha, 0))
+            out = self.attention(layer, [y] * 3, lambda _, k, v: (k, v))
+            if self.is_parallel:  # both read before either writes
+                of_ffn = self.hyper_weights(2 * layer + 1, streams)
+                y = self.norm(name + "ffn_norm", row(of_ffn[0], 0))
+                write(alpha, beta, out)
+            else:
+                write(alpha, beta, out)
+                of_ffn = self.hyper_weights(2 * layer + 1, streams)
+                y = self.norm(name + "ffn_norm", row(of_ffn[0], 0))
+            write(*of_ffn, self.ffn(layer, y))
         return torch.stack(streams).sum(0)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,26 @@ def test_official_logits_and_intermediates(name: str) -> None:
         ways = "QKVR" if layer < layers - 1 else "R"
         streams = torch.stack([trace.streams[layer + 1][way] for way in ways])
         assert largest(streams, wanted[f"streams.{layer}"]) < 1e-9
+    inputs: dict[str, torch.Tensor] = {}
+    with model.on_linear_input(lambda layer, x: inputs.update({layer: x})):
+        model(wanted["tokens"])
+    parameters = dict(model.named_parameters())
+    for layer in range(layers):
+        out = f"layers.{layer}.attention.wo"
+        bias = parameters.get(f"{out}.bias")
+        attended = torch.nn.functional.linear(inputs[out], parameters[f"{out}.weight"], bias)
+        assert largest(attended, wanted[f"attention_output.{layer}"]) < 1e-9
+
+
+# The official figures: how far the tanh form in the generators moves the logits.
+@pytest.mark.parametrize(("name", "moved"), list(zip(NAMES, (2.0e-3, 5.8e-4, 2.9e-3), strict=True)))
+def test_the_form_of_the_generators_gelu_shows(name: str, moved: float, tmp_path: Path) -> None:
+    config = json.loads((DATA / name / "config.json").read_text()) | {"paperlab_gelu": "tanh"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(DATA / name / "model.safetensors", tmp_path)
+    wanted = expected(name)
+    logits = MuddFormer.from_pretrained(tmp_path, dtype=torch.float64)(wanted["tokens"])
+    assert float(f"{largest(logits, wanted['logits']):.1e}") == moved
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -267,6 +287,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"pre_post_norm": "later_revision", "qk_norm": True},
     {"parallel_block": True, "norm_eps": 1e-5},
     {"parallel_block": True, "variant": "base", "ffn_reallocation": True},
+    {"parallel_block": True, "variant": "hyper_connections", "num_streams": 2},
+    {"parallel_block": True, "variant": "lime"},
     {"ffn_reallocation": False, "rope_base": 500.0},
 ]
 

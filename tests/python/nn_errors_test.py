@@ -42,10 +42,7 @@ TOKENS = {
     "three dimensions": (BATCH[None], r"\[B, T\].*got \[1, 2, 9\]"),
     "a number": (3, r"\[B, T\].*got \[\]"),
     "list of one dimension": ([1, 2], r"\[B, T\]"),
-    "no tokens": (BATCH[:, :0], r"got \[2, 0\]"),
-    "no rows": (BATCH[:0], r"got \[0, 9\]"),
     "empty list": ([], r"\[B, T\]"),
-    "list of nothing": ([[]], r"got \[1, 0\]"),
     "sparse": (BATCH.to_sparse(), "strided"),
     "meta": (META, "meta"),
     "too large": (torch.tensor([[3, 97]]), "vocab_size 97.*got token 97"),
@@ -61,6 +58,16 @@ def test_tokens(model, unchanged, call, kind):
     tokens, part = TOKENS[kind]
     with pytest.raises((ValueError, TypeError), match=f"tokens must .*{part}"):
         getattr(model, call)(tokens, **({"max_new_tokens": 2} if call == "generate" else {}))
+    assert unchanged()
+
+
+@pytest.mark.parametrize("tokens", [BATCH[:, :0], BATCH[:0], [[]]], ids=str)
+def test_without_tokens_there_is_no_last_one(model, unchanged, tokens):
+    with pytest.raises(ValueError, match="generate: tokens must be .*B and T >= 1"):
+        model.generate(tokens, max_new_tokens=2)
+    if len(tokens) > 0:
+        with pytest.raises(ValueError, match="forward: tokens must be .*T >= 1"):
+            model(tokens, last_only=True)
     assert unchanged()
 
 

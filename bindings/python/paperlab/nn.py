@@ -103,10 +103,11 @@ class Decoder(torch.nn.Module):
     ) -> torch.Tensor:
         """Returns the logits [B, T, V] of the token after each; differentiable.
 
-        tokens: [B, T] integers in 0..V-1. attention_mask: [B, T], not zero where a token counts;
-        positions count these alone, and logits at the others mean nothing. token_type_ids: a
-        decoder has none. cache: from `new_cache`; the tokens are appended to it (no gradients; a
-        mask comes with the first call and hides tokens on the left). last_only: [B, 1, V].
+        tokens: [B, T] integers in 0..V-1; of no rows or no tokens the logits are empty.
+        attention_mask: [B, T], not zero where a token counts; positions count these alone, and
+        logits at the others mean nothing. token_type_ids: a decoder has none. cache: from
+        `new_cache`; the tokens are appended to it (no gradients; a mask comes with the first call
+        and hides tokens on the left). last_only: [B, 1, V].
 
         Raises ValueError or TypeError, before any work and with the cache as it was, if an argument
         is not as above, or if more tokens count than `max_positions`.

@@ -15,6 +15,7 @@ constexpr std::int64_t kMaxLayers = 10'000;
 constexpr double kMaxParameters = 1e15;  // above any model; keeps sums of sizes in 64 bits
 constexpr std::string_view kWays = "QKVR";
 constexpr double kPythiaRotary = 0.25;
+constexpr std::int64_t kMaxHeadDim = 256;  // of the attention kernel
 
 void check_count(const char* function, const char* name, std::int64_t value,
                  std::int64_t max = kMaxSize) {
@@ -35,7 +36,7 @@ void check_heads(const MuddConfig& config) {
       "d_model must be a multiple of num_heads (" + std::to_string(config.num_heads) + ')',
       std::to_string(config.d_model));
   const std::int64_t head_dim = head_dim_of(config);
-  check_count(kFunction, "head_dim", head_dim);
+  check_count(kFunction, "the head's width d_model / num_heads (head_dim)", head_dim, kMaxHeadDim);
   require<ValueError>(head_dim % 2 == 0, kFunction,
                       "the head's width d_model / num_heads (head_dim) must be even: RoPE turns "
                       "pairs",
@@ -78,12 +79,6 @@ void check_connections(const MuddConfig& config) {
     require<ValueError>(config.dilation == 1, kFunction, "window needs a dilation of 1",
                         std::to_string(config.dilation));
   }
-  require<ValueError>(config.variant != Variant::kHyperConnections || !config.parallel_block ||
-                          !config.has_parallel_residual,
-                      kFunction,
-                      "variant hyper_connections writes after each sublayer, so parallel_block "
-                      "must be false",
-                      "true");
 }
 
 // How many numbers sources_of() has.

@@ -32,7 +32,10 @@ struct HyperSite {
 ///   alpha = scale_a tanh(norm(H) W_a) + alpha_0,  beta = scale_b tanh(norm(H) w_b) + beta_0,
 ///   M = alpha^T H,  out = sublayer(prenorm(M_0)),  H_r <- beta_r out + M_r.
 /// The decoder's result is the sum over the streams. Sites 2l and 2l + 1 are those of layer l's
-/// attention and feed-forward part; a parallel block, which would read both first, is refused.
+/// attention and feed-forward part. In a parallel block both make alpha, beta and M_0 from the same
+/// H; the attention's site writes first, and M_1..M_n of the other site are then mixed from what it
+/// wrote (our choice: the paper has no such block). With n = 1, alpha = [1 | 1] and beta = 1 this
+/// is H + attention(norm(H)) + FFN(norm(H)).
 class PAPERLAB_API HyperConnection final : public nn::Connection {
  public:
   /// \param sites  two for each layer.

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "paperlab/nn/widened.h"
+
 namespace paperlab::mudd {
 namespace {
 
@@ -46,7 +48,7 @@ class LimeStream final : public nn::Stream {
     if (layer == 0) {
       return x;
     }
-    const at::Tensor& router = *routers_[static_cast<std::size_t>(layer - 1)];
+    const at::Tensor router = nn::widened(*routers_[static_cast<std::size_t>(layer - 1)]);
     return at::mm(router, at::cat(heads)).view(rows.sizes()).permute({1, 2, 0, 3});
   }
 

@@ -5,15 +5,20 @@
 /// | key | option |
 /// |---|---|
 /// | `model_type` | `muddformer`; `muddpythia`: parallel_block |
-/// | `vocab_size`, `n_layer`, `dim`, `n_head`, `intermediate_size`, `block_size` | sizes;
-/// max_positions | | `n_local_heads` | num_kv_heads; -1: as many as heads | | `head_dim`,
-/// `norm_eps`, `rope_base`, `use_qk_norm`, `rotary_pct` | as they say | | `use_parallel_residual`,
-/// `use_linear_bias` | of Pythia's block | | `dense`, `dynamic_dense`, `dense_type` | variant and
-/// ways; `l` is one way | | `sepln` | norms for Q, K and V: with several ways, and only then | |
-/// `expand_last`, `round64` | last_hidden_expand 4 or 1; hidden_round 64 or 0 | |
-/// `tie_word_embeddings`, `bos_token_id`, `eos_token_id`, `pad_token_id` | as they say | |
-/// `stack_hidden`, `use_layer_cache`, `is_training`, `use_gradient_checkpointing` | none: no number
-/// |
+/// | `vocab_size`, `n_layer`, `dim`, `n_head`, `intermediate_size` | sizes |
+/// | `block_size` | max_positions |
+/// | `n_local_heads` | num_kv_heads; -1: as many as heads |
+/// | `head_dim`, `norm_eps`, `rope_base`, `use_qk_norm`, `rotary_pct` | as they say |
+/// | `use_parallel_residual`, `use_linear_bias` | of Pythia's block |
+/// | `dense`, `dynamic_dense`, `dense_type` | variant and ways; `l` is one way |
+/// | `sepln` | norms for Q, K and V: with several ways, and only then |
+/// | `expand_last`, `round64` | last_hidden_expand 4 or 1; hidden_round 64 or 0 |
+/// | `tie_word_embeddings`, `bos_token_id`, `eos_token_id`, `pad_token_id` | as they say |
+/// | `stack_hidden`, `use_layer_cache` | none: where the released code keeps its states |
+/// | `is_training`, `use_gradient_checkpointing` | none |
+///
+/// A model that was read is written with its own config.json, those without an option included; a
+/// new one has the released values of these.
 ///
 /// FFN widths are re-allocated, whatever the keys say. What these keys cannot say has keys of our
 /// own, which stand there only if needed: `paperlab_` and the option's name.

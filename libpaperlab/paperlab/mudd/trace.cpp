@@ -3,11 +3,15 @@
 #include <memory>
 #include <utility>
 
+#include "paperlab/core/error.h"
 #include "paperlab/mudd/model.h"
 
 namespace paperlab::mudd {
 
 Trace trace(const MuddConfig& config, const nn::Decoder& decoder, const at::Tensor& tokens) {
+  require<ValueError>(is_dense(config.variant) || config.variant == Variant::kBase, "trace",
+                      "variant must be base or one with dense connections",
+                      "hyper_connections or lime");
   Trace result;
   result.weights.resize(static_cast<std::size_t>(config.num_layers));
   auto observer = std::make_shared<DenseObserver>();

@@ -19,7 +19,7 @@ namespace paperlab::nn {
 namespace {
 
 constexpr char kFunction[] = "nn::Decoder";
-constexpr char kForward[] = "nn::Decoder::forward";
+constexpr char kForward[] = "forward";
 
 template <class T>
 std::string text_of(const T& value) {
@@ -347,6 +347,9 @@ at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& optio
 
 at::Tensor Decoder::forward(const at::Tensor& tokens, const ForwardOptions& options) const {
   const NoRecording no_recording(options.cache != nullptr);
+  TORCH_CHECK_VALUE(!options.last_only || tokens.dim() != 2 || tokens.size(1) >= 1, kForward,
+                    ": tokens must be [B, T] with T >= 1 where last_only is true, got ",
+                    tokens.sizes());
   at::Tensor state = hidden(tokens, options);
   if (options.last_only) {
     state = state.narrow(1, state.size(1) - 1, 1);

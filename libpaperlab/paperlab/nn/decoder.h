@@ -106,12 +106,13 @@ class PAPERLAB_API Decoder {
   void remove_linear_hook(std::int64_t id);
 
   /// An empty cache.
-  /// \throws ValueError  unless batch_size >= 1 and max_length is in 1..config().max_positions.
+  /// \throws ValueError  unless batch_size and max_length are >= 1.
   std::unique_ptr<Cache> new_cache(std::int64_t batch_size, std::int64_t max_length) const;
 
   /// The logits of the next token after each.
   ///
-  /// \param tokens  [B, T] int64, 0 <= token < vocab_size, B and T >= 1.
+  /// \param tokens  [B, T] int64, 0 <= token < vocab_size; B or T may be 0, T not with
+  ///                last_only.
   /// \return        [B, T, V] (or [B, 1, V]) in the parameters' dtype; differentiable with respect
   ///                to the parameters. Values at padding are finite and mean nothing.
   /// \throws c10::ValueError, c10::TypeError  if tokens, mask or cache are not as above, or more

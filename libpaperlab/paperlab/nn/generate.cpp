@@ -22,6 +22,8 @@ namespace {
 void check_options(const Decoder& decoder, const at::Tensor& tokens,
                    const GenerateOptions& options) {
   check_tokens("generate", tokens, decoder.config().vocab_size);
+  TORCH_CHECK_VALUE(tokens.numel() >= 1, "generate: tokens must be [B, T] with B and T >= 1, got ",
+                    tokens.sizes());
   TORCH_CHECK_VALUE(options.max_new_tokens >= 0, "generate: max_new_tokens must be >= 0, got ",
                     options.max_new_tokens);
   TORCH_CHECK_VALUE(options.temperature >= 0.0 && options.temperature < 1e30,

@@ -54,7 +54,7 @@ at::Tensor normal_values(const std::vector<std::int64_t>& shape, double std, std
 
 void check_initial_dtype(const char* function, at::ScalarType dtype) {
   require<DTypeError>(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                      function, "float32, float64 or bfloat16", c10::toString(dtype));
+                      function, "dtype must be float32, float64 or bfloat16", c10::toString(dtype));
 }
 
 std::vector<at::Tensor> initial_values(const DecoderConfig& config, Family family, Init init,

@@ -13,8 +13,8 @@ at::Tensor visible_tokens(const at::Tensor& tokens, const at::Tensor& attention_
     return {};
   }
   TORCH_CHECK_VALUE(attention_mask.sizes() == tokens.sizes(),
-                    "nn::Decoder::forward: attention_mask must be of the shape of tokens ",
-                    tokens.sizes(), ", got ", attention_mask.sizes());
+                    "forward: attention_mask must be of the shape of tokens ", tokens.sizes(),
+                    ", got ", attention_mask.sizes());
   const at::Tensor visible = attention_mask.to(tokens.device()).ne(0);
   return visible.all().item<bool>() ? at::Tensor() : visible;
 }
@@ -28,10 +28,13 @@ bool is_sorted(const at::Tensor& visible) {
 }  // namespace
 
 void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size) {
-  TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2 && tokens.numel() >= 1, function,
-                    ": tokens must be [B, T] with B and T >= 1, got ", tokens.sizes());
+  TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2, function,
+                    ": tokens must be [B, T], got ", tokens.sizes());
   TORCH_CHECK_TYPE(tokens.scalar_type() == at::kLong, function, ": tokens must be int64, got ",
                    tokens.scalar_type());
+  if (tokens.numel() == 0) {
+    return;
+  }
   const auto least = tokens.min().item<std::int64_t>();
   const auto most = tokens.max().item<std::int64_t>();
   TORCH_CHECK_VALUE(least >= 0 && most < vocab_size, function, ": tokens must be in 0..",
@@ -61,19 +64,17 @@ at::Tensor unpad(const at::Tensor& state, const Padding& padding) {
 
 void check_cache(const at::Tensor& tokens, const at::Tensor& attention_mask, const Cache& cache) {
   TORCH_CHECK_VALUE(tokens.size(0) == cache.batch_size,
-                    "nn::Decoder::forward: tokens must have the cache's batch size ",
-                    cache.batch_size, ", got ", tokens.size(0));
+                    "forward: tokens must have the cache's batch size ", cache.batch_size, ", got ",
+                    tokens.size(0));
   TORCH_CHECK_VALUE(cache.length + tokens.size(1) <= cache.max_length,
-                    "nn::Decoder::forward: tokens must fit into the cache (", cache.max_length,
-                    ", of which ", cache.length, " are taken), got ", tokens.size(1));
+                    "forward: tokens must fit into the cache (", cache.max_length, ", of which ",
+                    cache.length, " are taken), got ", tokens.size(1));
   const at::Tensor visible = visible_tokens(tokens, attention_mask);
-  TORCH_CHECK_VALUE(
-      !visible.defined() || cache.length == 0,
-      "nn::Decoder::forward: attention_mask may hide tokens in a cache's first call alone");
-  TORCH_CHECK_VALUE(
-      !visible.defined() || is_sorted(visible),
-      "nn::Decoder::forward: attention_mask must hide tokens on the left alone where there is "
-      "a cache");
+  TORCH_CHECK_VALUE(!visible.defined() || cache.length == 0,
+                    "forward: attention_mask may hide tokens in a cache's first call alone");
+  TORCH_CHECK_VALUE(!visible.defined() || is_sorted(visible),
+                    "forward: attention_mask must hide tokens on the left alone where there is "
+                    "a cache");
 }
 
 }  // namespace paperlab::nn

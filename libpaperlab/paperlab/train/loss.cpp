@@ -8,8 +8,9 @@
 namespace paperlab::train {
 
 at::Tensor next_token_loss(nn::Decoder& decoder, const at::Tensor& tokens) {
-  TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2 && tokens.size(1) >= 2,
-                    "fit: a batch must be [B, T + 1] with T >= 1, got ", tokens.sizes());
+  TORCH_CHECK_VALUE(
+      tokens.defined() && tokens.dim() == 2 && tokens.size(0) >= 1 && tokens.size(1) >= 2,
+      "fit: a batch must be [B, T + 1] with B and T >= 1, got ", tokens.sizes());
   const std::int64_t length = tokens.size(1) - 1;
   const at::Tensor state = decoder.hidden(tokens.narrow(1, 0, length));
   const at::Tensor target = tokens.narrow(1, 1, length);

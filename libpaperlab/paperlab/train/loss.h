@@ -11,7 +11,7 @@ namespace paperlab::train {
 
 /// Returns the mean of -ln p(token t + 1 | tokens up to t) over all rows and t, [] in float32
 /// (float64 for float64), differentiable.
-/// \param tokens  [B, T + 1] int64, T >= 1; the first T are read, the last T are predicted.
+/// \param tokens  [B, T + 1] int64, B and T >= 1; the first T are read, the last T are predicted.
 /// \throws c10::ValueError, c10::TypeError  as Decoder::forward().
 PAPERLAB_API at::Tensor next_token_loss(nn::Decoder& decoder, const at::Tensor& tokens);
 

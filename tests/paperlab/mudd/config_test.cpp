@@ -25,7 +25,10 @@ MuddConfig with(const std::function<void(MuddConfig&)>& change) {
 
 TEST(MuddConfigTest, EveryVariantIsValid) {
   for (const Variant variant : kVariants) {
-    EXPECT_NO_THROW(check(small(variant)));
+    MuddConfig config = small(variant);
+    EXPECT_NO_THROW(check(config));
+    config.parallel_block = true;
+    EXPECT_NO_THROW(check(config));
   }
 }
 
@@ -70,6 +73,8 @@ const BadOption kBadOptions[] = {
     {"head_dim", [](MuddConfig& c) { c.num_heads = 64; }},
     {"head_dim", [](MuddConfig& c) { c.head_dim = 7; }},
     {"head_dim", [](MuddConfig& c) { c.head_dim = -2; }},
+    {"head_dim", [](MuddConfig& c) { c.head_dim = 258; }},
+    {"head_dim", [](MuddConfig& c) { c.d_model = 1032; }},
     {"num_kv_heads", [](MuddConfig& c) { c.num_kv_heads = 3; }},
     {"num_kv_heads", [](MuddConfig& c) { c.num_kv_heads = -1; }},
     {"rotary_pct", [](MuddConfig& c) { c.rotary_pct = 1.5; }},
@@ -96,9 +101,11 @@ const BadOption kBadOptions[] = {
     {"num_streams", [](MuddConfig& c) { c.num_streams = 0; }},
     {"ffn_round", [](MuddConfig& c) { c.ffn_round = 0; }},
     {"d_ff", [](MuddConfig& c) { c.ffn_reallocation = true, c.d_ff = 64; }},
-    {"parallel_block",
-     [](MuddConfig& c) { c.variant = Variant::kHyperConnections, c.parallel_block = true; }},
-    {"1e15", [](MuddConfig& c) { c.hidden_round = c.d_model = std::int64_t{1} << 30; }},
+    {"1e15",
+     [](MuddConfig& c) {
+       c.hidden_round = c.d_model = std::int64_t{1} << 30;
+       c.head_dim = 16;
+     }},
 };
 
 TEST(MuddConfigTest, BadOptionsAreNamed) {

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "paperlab/core/error.h"
@@ -109,12 +110,25 @@ TEST(Decoder, TokensThatItCannotReadAreRefused) {
   const Decoder decoder = new_decoder(llama());
   EXPECT_THROW(decoder.forward({}), c10::ValueError);
   EXPECT_THROW(decoder.forward(at::zeros({2}, at::kLong)), c10::ValueError);
-  EXPECT_THROW(decoder.forward(at::zeros({2, 0}, at::kLong)), c10::ValueError);
+  EXPECT_THROW(decoder.forward(at::zeros({2, 0}, at::kLong), {.last_only = true}), c10::ValueError);
   EXPECT_THROW(decoder.forward(at::zeros({2, 33}, at::kLong)), c10::ValueError);
   EXPECT_THROW(decoder.forward(some_tokens().to(at::kInt)), c10::TypeError);
   EXPECT_THROW(decoder.forward(some_tokens() + 31), c10::ValueError);
   EXPECT_THROW(decoder.forward(some_tokens() - 32), c10::ValueError);
   EXPECT_THROW(decoder.forward(some_tokens(), {.attention_mask = at::zeros({7})}), c10::ValueError);
+}
+
+TEST(Decoder, NoRowsAndNoTokensGiveNoLogits) {
+  for (const DecoderConfig& config : {llama(), neox()}) {
+    const Decoder decoder = new_decoder(config);
+    const std::int64_t size = decoder.config().vocab_size;
+    for (const auto& [rows, length] : {std::pair{0, 3}, {2, 0}, {0, 0}}) {
+      const at::Tensor logits = decoder.forward(at::zeros({rows, length}, at::kLong));
+      EXPECT_EQ(logits.sizes(), at::IntArrayRef({rows, length, size}));
+    }
+    EXPECT_EQ(decoder.forward(at::zeros({0, 3}, at::kLong), {.last_only = true}).sizes(),
+              at::IntArrayRef({0, 1, size}));
+  }
 }
 
 TEST(Decoder, Float16IsComputedInFloat32) {

@@ -151,6 +151,14 @@ class MuddFormer(nn.Decoder):
         nn.Decoder.__init__(model, core)
         return model
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickles: settings and tensors; exchanged layers and hooks of the core are not."""
+        return self.__dict__ | {"_core": self._core.config, "_bound": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._core = _core.mudd_of_config(state["_core"])
+
     def forward(  # type: ignore[override]
         self,
         tokens: nn.Tokens,
@@ -161,10 +169,10 @@ class MuddFormer(nn.Decoder):
     ) -> torch.Tensor:
         """Returns the logits [B, T, V] of the token after each; differentiable.
 
-        tokens: [B, T] integers in 0..V-1. cache: from `new_cache`; the tokens are appended to it,
-        in chunks of any length, and the logits equal those of one pass over all of them (no
-        gradients). Connections mix no positions, so it holds keys and values alone. The others, and
-        the errors, are those of `paperlab.nn.Decoder`.
+        tokens: [B, T] integers in 0..V-1; of no rows or no tokens the logits are empty. cache: from
+        `new_cache`; the tokens are appended to it, in chunks of any length, and the logits equal
+        those of one pass over all of them (no gradients). Connections mix no positions, so it holds
+        keys and values alone. The others, and the errors, are those of `paperlab.nn.Decoder`.
         """
         return super().forward(tokens, attention_mask, cache=cache, last_only=last_only)
 

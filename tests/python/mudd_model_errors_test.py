@@ -1,0 +1,73 @@
+"""MuddFormer refuses what it cannot be or read, by name, and nothing changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from mudd_models import SIZES, new, some_tokens
+from paperlab.mudd import MuddFormer
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"num_heads": 5}, "num_heads|d_model"),
+    ({"d_model": 6, "num_heads": 2}, "head_dim|d_model"),
+    ({"ways": "QX"}, "ways"),
+    ({"ways": "QQ"}, "ways"),
+    ({"dilation": 0}, "dilation"),
+    ({"period": 0}, "period"),
+    ({"window": 0}, "window"),
+    ({"num_layers": 0}, "num_layers"),
+    ({"norm_eps": 0.0}, "norm_eps"),
+    ({"norm_eps": float("nan")}, "norm_eps"),
+    ({"hidden_round": -1}, "hidden_round"),
+    ({"last_hidden_expand": 0}, "last_hidden_expand"),
+    ({"num_streams": 0}, "num_streams"),
+    ({"variant": "none"}, "variant"),
+    ({"gelu": "fast"}, "gelu"),
+    ({"pre_post_norm": "yes"}, "pre_post_norm"),
+    ({"vocab_size": 0}, "vocab_size"),
+    ({"d_model": 516}, "head_dim"),
+    ({"dtype": torch.float16}, "dtype"),
+    ({"d_ff": 1.5}, "d_ff"),
+    ({"qk_norm": 1}, "qk_norm"),
+    ({"ffn_round": 128}, "d_ff|ffn_round|width"),
+    ({"rope_base": -1.0}, "rope_base"),
+    ({"seed": -1}, "seed"),
+    ({"dtype": torch.int64}, "dtype"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), BAD, ids=[str(o)[:40] for o, _ in BAD])
+def test_bad_options_are_refused(options: dict[str, Any], name: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^MuddFormer: .*({name})"):
+        MuddFormer(**(SIZES | {"ffn_round": 8} | options))
+
+
+def test_bad_calls_are_refused_and_change_nothing() -> None:
+    model = new()
+    cache = model.new_cache(batch_size=2, max_length=4)
+    tokens = some_tokens(length=3)
+    model(tokens, cache)
+    for part, bad in (
+        ("forward: tokens must fit into the cache", lambda: model(tokens, cache)),
+        ("forward: tokens must", lambda: model(some_tokens(batch=3, length=1), cache)),
+        ("forward: tokens must", lambda: model(torch.full((2, 1), SIZES["vocab_size"]))),
+        ("forward: tokens must", lambda: model(torch.full((2, 1), -1), cache)),
+        ("forward: tokens must", lambda: model(torch.zeros(2, 1))),
+        ("forward: tokens must", lambda: model(tokens[0])),
+        ("forward: cache must", lambda: model(tokens, "cache")),
+        ("generate: max_new_tokens must", lambda: model.generate(tokens, max_new_tokens=-1)),
+        ("generate: tokens must", lambda: model.generate(tokens[:, :0], max_new_tokens=1)),
+        ("trace: variant must", lambda: new(variant="lime").trace(tokens)),
+        ("new_cache: batch_size must", lambda: model.new_cache(batch_size=0, max_length=1)),
+    ):
+        with pytest.raises((ValueError, TypeError), match=f"^{part}"):
+            bad()
+    assert cache.length == 3
+    for other in (
+        MuddFormer(**(SIZES | {"num_layers": 2}), ffn_round=8, dtype=torch.float64),
+        new(seed=3),
+        new(variant="base", ffn_reallocation=True),
+    ):
+        with pytest.raises(ValueError, match="cache"):
+            other(tokens[:, :1], cache)
+    assert cache.length == 3
