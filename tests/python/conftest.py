@@ -9,6 +9,7 @@ from pathlib import Path
 import paperlab
 import pytest
 from fake_archive import archive  # noqa: F401, a fixture
+from train_command_cases import train_cache, train_thread, write_config  # noqa: F401, fixtures
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
