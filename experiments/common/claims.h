@@ -22,7 +22,7 @@ struct Evidence {
   std::map<std::string, std::string> left_out;  ///< Rows that could not, and why: a sentence.
   std::vector<std::string> changed;  ///< Keys changed by hand; any makes all claims untested.
   Measurements measured;             ///< From the rows.
-  Measurements timed;                ///< From bench/results, for claims with `timed: true`.
+  Measurements timed;  ///< From bench/results, for claims with `timed: true` whose row has not run.
 };
 
 /// True if `measured` stands in `relation` to `bound` (a number, or [low, high] for "within" and

@@ -11,7 +11,7 @@
 namespace paperlab::experiments {
 namespace {
 
-const std::vector<std::string> kSections = {"paper", "presets", "figures", "claims"};
+const std::vector<std::string> kSections = {"paper", "presets", "figures", "tables", "claims"};
 const std::vector<std::string> kPresets = {"smoke", "small", "full", "gpu"};
 const std::vector<std::string> kPresetKeys = {"rows", "expected_seconds", "expected_memory_mb",
                                               "row_seconds"};
@@ -208,6 +208,8 @@ void check_lists(const Json& document, const std::string& file) {
   for (const char* section : {"figures", "claims"}) {
     check(document.at(section).is_array(), file + ": " + section, "a list", document.at(section));
   }
+  check(document.value("tables", Json::array()).is_array(), file + ": tables", "a list",
+        document.value("tables", Json()));
   std::set<std::string> ids;
   for (std::size_t i = 0; i < document["claims"].size(); ++i) {
     const Json& claim = document["claims"][i];

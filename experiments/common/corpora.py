@@ -1,7 +1,8 @@
 """Brings the texts that a run reads, then becomes the driver: corpora.py DRIVER [ARGUMENT...].
 
 The driver says which texts it needs; each is fetched and tokenised (bytes, 0 after each document)
-unless it is there. One that cannot be had is named to the driver, which leaves its rows out.
+unless it is there. "manual-pages:en@smollm2" is tokenised by a model of `./paperlab fetch`, which
+comes into the same cache. What cannot be had is named to the driver, which leaves its rows out.
 """
 
 from __future__ import annotations
@@ -32,18 +33,28 @@ def options_for(corpora: Sequence[str], cache: Path | None = None) -> list[str]:
 
 def _option(corpus: str, cache: Path | None) -> list[str]:
     data = importlib.import_module("paperlab.data")
-    name, _, words = corpus.partition(":")
+    text, _, model = corpus.partition("@")
+    name, _, words = text.partition(":")
     domains = words.split(",") if words else None
     try:
         missing = data.fetch(name, domains, cache=cache, notice=_say)
         if missing:
             raise OSError("; ".join(f"{domain}: {why}" for domain, why in missing.items()))
-        tokens = data.tokenize(name, domains=domains, separator=0, cache=cache, notice=_say)
+        encoder = _model(model, cache) if model else "bytes"
+        tokens = data.tokenize(
+            name, encoder, domains=domains, separator=0, cache=cache, notice=_say
+        )
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         _say(f"{corpus} cannot be had: {reason}")
         return ["--no-corpus", f"{corpus}={reason}"]
     return ["--corpus", f"{corpus}={tokens.folder}"]
+
+
+def _model(name: str, cache: Path | None) -> Path:
+    models = importlib.import_module("paperlab.models")
+    folder: Path = models.fetch(name, cache=cache, notice=_say)
+    return folder
 
 
 def _say(line: str) -> None:

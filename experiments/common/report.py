@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import base64
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TypeVar
 
 from figure_declaration import Figure, check_columns, paper_of, read_figures
+from report_tables import DASH, by_name, facts_table, natural, plural, series_block, table_block
 from result_file import (
     VERDICTS,
     Claim,
@@ -37,8 +36,8 @@ from result_file import (
     read_result,
     write_whole,
 )
+from table_declaration import Table, read_tables
 
-DASH = "\u2013"
 SIGNS = {"<=": "\u2264", ">=": "\u2265", "==": "="}
 COLOUR = dict(zip(VERDICTS, ("holds", "fails", "open"), strict=True))
 ENVIRONMENT = {
@@ -49,8 +48,6 @@ ENVIRONMENT = {
     "compiler": "compiler",
     "torch": "torch",
 }  # shown first, under these names; other keys follow as they are
-Value = TypeVar("Value")
-SHOWN_POINTS = 12  # of a series; all of them are in result.json
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class Paper:
     about: Json  # the "paper" object of config.json
     rows: list[str]  # that the preset asks for; [] if it does not say
     figures: list[Figure]
+    tables: list[Table]
     result: Result
 
     @property
@@ -91,10 +89,14 @@ def read_paper(folder: Path, experiments: Path) -> Paper:
     figures = read_figures(path, config)
     for figure in figures:
         check_columns(figure, result)
+    tables = read_tables(path, config)
+    for table in tables:
+        table.rows(result)  # refuses columns that do not fit together
     presets = config.get("presets")
     preset = presets.get(result.preset) if isinstance(presets, dict) else None
     rows = preset.get("rows") if isinstance(preset, dict) else None
-    return Paper(about, list(map(str, rows)) if isinstance(rows, list) else [], figures, result)
+    asked = list(map(str, rows)) if isinstance(rows, list) else []
+    return Paper(about, asked, figures, tables, result)
 
 
 def read_papers(out: Path, experiments: Path) -> list[Paper | Broken]:
@@ -147,10 +149,6 @@ def headline(papers: Sequence[Paper | Broken]) -> str:
     )
     broken = len(papers) - len(good)
     return f"{text} {plural(broken, 'result')} cannot be shown." if broken else text
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def verb(count: int, stem: str) -> str:
@@ -223,6 +221,7 @@ def section(paper: Paper | Broken) -> str:
         *(f'<p class="banner{kind}">{escape(text)}</p>\n' for kind, text in notices(paper)),
         claims_table(paper.result),
         figures_block(paper),
+        tables_block(paper),
         "<h3>The run</h3>\n",
         facts_table("Environment", environment_facts(paper.result), is_open=True),
         facts_table("Measured values", by_name(paper.result.scalars)),
@@ -326,6 +325,13 @@ def figure_block(figure: Figure, result: Result) -> str:
     return f'<figure data-figure="{escape(figure.name)}">{image}{text}</figure>\n'
 
 
+def tables_block(paper: Paper) -> str:
+    if not paper.tables:
+        return ""
+    blocks = "".join(table_block(table, paper.result) for table in paper.tables)
+    return f"<h3>Tables</h3>\n{blocks}"
+
+
 def environment_facts(result: Result) -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         (label, result.environment[key])
@@ -339,68 +345,6 @@ def environment_facts(result: Result) -> list[tuple[str, object]]:
         rest += [(f"time of {row}", format_seconds(number(rows[row]))) for row in names]
     run = [("commit", result.commit), ("preset", result.preset)]
     return [*facts, *run, ("run time", format_seconds(result.seconds)), *rest]
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that puts F2 before F10."""
-    parts = re.split(r"([0-9]+)", name)  # text and number in turn, text first
-    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
-
-
-def by_name(items: Mapping[str, Value]) -> list[tuple[str, Value]]:
-    return sorted(items.items(), key=lambda item: natural(item[0]))
-
-
-def facts_table(title: str, facts: Iterable[tuple[str, object]], is_open: bool = False) -> str:
-    """A collapsible table of names and values."""
-    rows = [
-        f"<tr><th scope=row>{escape(name)}</th><td>{escape(format_value(value)) or DASH}</td></tr>"
-        for name, value in facts
-    ]
-    if not rows:
-        return ""
-    return (
-        f'<details{" open" if is_open else ""}><summary>{title} <span class="note">'
-        f'({len(rows)})</span></summary>\n<table class="facts">\n<tbody>\n'
-        + "\n".join(rows)
-        + "\n</tbody>\n</table></details>\n"
-    )
-
-
-def series_block(result: Result) -> str:
-    if not result.series:
-        return ""
-    tables = "".join(series_table(name, columns) for name, columns in by_name(result.series))
-    count = len(result.series)
-    return (
-        f'<details class="long"><summary>Series <span class="note">({count})</span></summary>\n'
-        f"{tables}</details>\n"
-    )
-
-
-def series_table(name: str, columns: Mapping[str, Sequence[object]]) -> str:
-    points = max(map(len, columns.values()), default=0)
-    shown = thinned(points, SHOWN_POINTS)
-    heads = "".join(f"<th scope=col>{escape(column)}</th>" for column in columns)
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td>{escape(format_value(v[i])) or DASH}</td>" for v in columns.values())
-        + "</tr>\n"
-        for i in shown
-    )
-    note = f"{len(shown)} of {points} points" if len(shown) < points else plural(points, "point")
-    return (
-        f'<details><summary>{escape(name)} <span class="note">({note})</span></summary>\n'
-        f'<div class="scroll"><table class="number">\n<thead><tr>{heads}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table></div></details>\n"
-    )
-
-
-def thinned(count: int, limit: int) -> list[int]:
-    """At most `limit` indices below `count`, evenly spread, the first and the last included."""
-    if count <= limit:
-        return list(range(count))
-    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
 
 
 def write_report(out: Path, experiments: Path) -> list[Broken]:

@@ -1,5 +1,6 @@
 #include "experiments/common/result.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -62,10 +63,22 @@ std::string why_not(const Json& file, const Result& fresh, const Json& claim_def
   return same_claims ? "" : "its claims differ";
 }
 
+/// Whether a claim's value in a result is not of its rows, but of a benchmark.
+bool is_of_benchmark(const std::string& id, const Json& definitions, const Result& result) {
+  return std::any_of(definitions.begin(), definitions.end(), [&](const Json& claim) {
+    return claim.at("id") == id && claim.value("timed", false) &&
+           result.rows_s.count(claim.value("row", "")) == 0;
+  });
+}
+
 /// A null stands for a value that was not finite where the verdict says that there was one.
-void read_measured(const Json& claims, Measurements& measured) {
+void read_measured(const Json& claims, const Json& definitions, Result& result) {
+  Measurements& measured = result.records.measured;
   for (const Json& claim : claims) {
     const auto id = claim.at("id").get<std::string>();
+    if (is_of_benchmark(id, definitions, result)) {
+      continue;
+    }
     if (claim.at("measured").is_number()) {
       measured[id] = claim.at("measured").get<double>();
     } else if (claim.at("verdict") == "fails") {
@@ -75,12 +88,12 @@ void read_measured(const Json& claims, Measurements& measured) {
 }
 
 /// `fresh` with the rows of `file`. \throws Json::exception if the file is not a result.
-Result continued(const Json& file, Result fresh) {
+Result continued(const Json& file, Result fresh, const Json& claim_definitions) {
   fresh.rows_s = file.at("environment").at("rows_s").get<std::map<std::string, double>>();
   fresh.corpora.merge(corpora_of(file));
   fresh.records.series = file.at("series").get<Json::object_t>();
   fresh.records.scalars = file.at("scalars").get<Json::object_t>();
-  read_measured(file.at("claims"), fresh.records.measured);
+  read_measured(file.at("claims"), claim_definitions, fresh);
   return fresh;
 }
 
@@ -99,7 +112,7 @@ Start start_from_content(const Json& file, const std::string& path, const Result
   if (!reason.empty()) {
     return {fresh, Json(), reason};
   }
-  return {continued(file, fresh), file.at("claims"), ""};
+  return {continued(file, fresh, claim_definitions), file.at("claims"), ""};
 }
 
 }  // namespace

@@ -24,12 +24,16 @@
 
 namespace paperlab::experiments {
 
-/// Text that a row reads: a recipe of `./paperlab data` and some of its domains.
+/// Text that a row reads: a recipe of `./paperlab data` and some of its domains, as bytes or as the
+/// tokens of a model of `./paperlab fetch`, which then lies in the same cache: models/MODEL beside
+/// tokens/RECIPE.
 struct Corpus {
   std::string recipe;
   std::vector<std::string> domains;
+  std::string model{};  ///< Empty: bytes.
 
-  std::string name() const;  ///< "manual-pages:en,de", as on the command line and in results
+  /// "manual-pages:en,de", "manual-pages:en@smollm2": as on the command line and in results.
+  std::string name() const;
 };
 
 /// What a driver reports to. Rows are evaluated one by one and must not depend on one another's
@@ -55,7 +59,8 @@ class Run {
   void series(const std::string& name,
               const std::vector<std::pair<std::string, std::vector<double>>>& columns);
   void scalar(const std::string& name, double value);
-  /// Records the measured value of a claim of config.json that is not `timed`.
+  /// Records the measured value of a claim of config.json. A `timed` one must name its row: its
+  /// value may differ from run to run, and counts before that of bench/results.
   void claim(const std::string& id, double measured);
   /// Shows how far the row is. Cheap enough for each step of a loop.
   void progress(std::int64_t done, std::int64_t total);

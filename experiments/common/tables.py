@@ -7,6 +7,7 @@ A mark stands alone on its line, and what lies between the two is ours:
     <!-- table: claims regular-language small -->   experiments/<p>/results/<preset>.json
     <!-- table: verdicts small -->                  a row for each paper's results/<preset>.json
     <!-- table: bench regular-language -->          bench/results/<machine>/<paper>.json
+    <!-- table: values mudd small table1 -->        config.json's table, results/<preset>.json
     <!-- /table -->
 """
 
@@ -33,8 +34,10 @@ from result_file import (
     one_line,
     read_object,
     read_result,
+    suggestion,
     write_whole,
 )
+from table_declaration import read_tables
 
 OPEN = re.compile(r"<!-- table:(.*)-->")
 CLOSE = "<!-- /table -->"
@@ -50,7 +53,12 @@ BENCH_COLUMNS = {
     "ratio": "ratio",
     "target": "target",
     "wall_ratio": "ratio of wall times",
+    "ideal_ratio": "ideal ratio",
+    "share_of_ideal": "share of it",
     "other_ratio": "ratio to other baseline",
+    "other_share_of_ideal": "share of the ideal",
+    "other_target": "other target",
+    "extra_copies": "extra memory, copies of K and V",
     "ns_per_string": "ns per string",
     "gflops": "GFLOP/s",
     "share_of_fma_roof": "share of FMA roof",
@@ -122,9 +130,11 @@ def table(words: Sequence[str], roots: Roots) -> list[str]:
             return ["", *verdicts_table(roots.experiments, preset), ""]
         case ["bench", paper]:
             return ["", *bench_tables(roots.bench, paper), ""]
+        case ["values", paper, preset, name]:
+            return ["", *values_table(roots.experiments, paper, preset, name), ""]
     raise InputError(
-        f"unknown table {brief(' '.join(words))}: claims PAPER PRESET, verdicts PRESET or "
-        "bench PAPER is required"
+        f"unknown table {brief(' '.join(words))}: claims PAPER PRESET, verdicts PRESET, "
+        "bench PAPER or values PAPER PRESET NAME is required"
     )
 
 
@@ -143,6 +153,17 @@ def claims_table(experiments: Path, paper: str, preset: str) -> list[str]:
         for claim in result.claims
     ]
     return markdown(["id", "claim", "published", "ours", "criterion", "verdict", "why"], rows)
+
+
+def values_table(experiments: Path, paper: str, preset: str, name: str) -> list[str]:
+    """A declared table: published values beside the committed ones."""
+    folder = experiments / folder_of(paper)
+    config = folder / "config.json"
+    declared = {table.name: table for table in read_tables(config, read_object(config))}
+    if name not in declared:
+        raise InputError(f"{config}: no table {brief(name)}{suggestion(name, declared)}")
+    result = read_result(folder / "results" / f"{preset}.json")
+    return markdown(declared[name].heads(), declared[name].rows(result))
 
 
 def verdicts_table(experiments: Path, preset: str) -> list[str]:
@@ -207,9 +228,9 @@ def bench_cell(key: str, value: object) -> str:
         return f">= {100 * measured:.0f} %"
     if key == "spread_percent":
         return f"{measured:.0f} %"
-    if key in ("ratio", "wall_ratio", "other_ratio"):
+    if key in ("ratio", "wall_ratio", "other_ratio", "ideal_ratio"):
         return f"{measured:.3g}x"
-    if key == "target":
+    if key in ("target", "other_target"):
         return f">= {format_value(value)}x"
     return format_value(value, digits=3)
 

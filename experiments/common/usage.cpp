@@ -1,6 +1,7 @@
 #include "experiments/common/usage.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstddef>
 #include <utility>
 
@@ -53,6 +54,14 @@ std::string suggestion(const std::string& word, const std::vector<std::string>& 
     }
   }
   return nearest.empty() ? "" : " (did you mean \"" + nearest + "\"?)";
+}
+
+std::string one_line(std::string message) {
+  message = message.substr(0, message.find('\n'));
+  std::replace_if(
+      message.begin(), message.end(),
+      [](char c) { return std::iscntrl(static_cast<unsigned char>(c)) != 0; }, '?');
+  return message;
 }
 
 }  // namespace paperlab::experiments

@@ -29,4 +29,7 @@ std::string brief(const Json& value);
 /// ' (did you mean "x"?)' for the known word nearest to `word`, or "" if none is near.
 std::string suggestion(const std::string& word, const std::vector<std::string>& known);
 
+/// The first line of `message` without control characters.
+std::string one_line(std::string message);
+
 }  // namespace paperlab::experiments

@@ -2,16 +2,16 @@
 // depth aggregation moves beside the arithmetic that the paper counts.
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/CPUAllocator.h>
 
-#include <algorithm>
-#include <atomic>
+#include <array>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "experiments/common/side_by_side.h"
 #include "experiments/mudd/jobs.h"
+#include "experiments/mudd/memory.h"
 #include "paperlab/mudd/complexity.h"
 #include "paperlab/mudd/initial_values.h"
 #include "paperlab/mudd/model.h"
@@ -23,55 +23,13 @@ namespace lib = paperlab::mudd;
 
 namespace {
 
-// Bytes of tensors that are alive, and the most that were at a time.
-struct Count {
-  std::atomic<std::int64_t> alive = 0;
-  std::atomic<std::int64_t> peak = 0;
-};
-
-// The allocator that was there, and a count of what it gives.
-class CountingAllocator final : public c10::Allocator {
- public:
-  explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
-
-  c10::DataPtr allocate(std::size_t size) override {
-    auto block = std::make_unique<Block>(
-        Block{inner_->allocate(size), static_cast<std::int64_t>(size), count_});
-    count_->alive += block->size;
-    count_->peak = std::max<std::int64_t>(count_->peak, count_->alive);
-    void* const data = block->data.get();
-    return {data, block.release(), &free, c10::Device(c10::kCPU)};
-  }
-
-  void copy_data(void* to, const void* from, std::size_t size) const override {
-    default_copy_data(to, from, size);
-  }
-
-  Count& count() { return *count_; }
-
- private:
-  struct Block {
-    c10::DataPtr data;
-    std::int64_t size;
-    std::shared_ptr<Count> count;
-  };
-
-  static void free(void* context) {
-    const std::unique_ptr<Block> block(static_cast<Block*>(context));
-    block->count->alive -= block->size;
-  }
-
-  c10::Allocator* inner_;
-  std::shared_ptr<Count> count_ = std::make_shared<Count>();
-};
-
 struct Memory {
   double kept = 0.0;  // after the forward pass, for the backward pass; in units of one [B, T, D]
   double peak = 0.0;  // of both passes, likewise; gradients of parameters included
 };
 
 // On the calling thread alone.
-Memory measure(const Config& config, const std::string& method, Count& count) {
+Memory measure(const Config& config, const std::string& method, MemoryMeter& meter) {
   at::set_num_threads(1);
   const lib::MuddConfig sizes = model_config(config, method, {config.num_layers, config.d_model});
   std::vector<at::Tensor> values =
@@ -82,13 +40,13 @@ Memory measure(const Config& config, const std::string& method, Count& count) {
   const std::shared_ptr<nn::Decoder> decoder = lib::make_decoder(sizes, std::move(values));
   const at::Tensor tokens = at::zeros({config.batch_size, config.seq_len + 1}, at::kLong);
   const auto unit = static_cast<double>(config.batch_size * config.seq_len * config.d_model * 4);
-  const std::int64_t before = count.alive;
-  count.peak = before;
+  const std::int64_t before = meter.alive();
+  meter.reset_peak();
   const at::Tensor loss = train::next_token_loss(*decoder, tokens);
   Memory memory;
-  memory.kept = static_cast<double>(count.alive - before) / unit;
+  memory.kept = static_cast<double>(meter.alive() - before) / unit;
   loss.backward();
-  memory.peak = static_cast<double>(count.peak - before) / unit;
+  memory.peak = static_cast<double>(meter.peak() - before) / unit;
   return memory;
 }
 
@@ -100,28 +58,28 @@ struct MemoryRow {
   double percent;
 };
 
-constexpr std::array<MemoryRow, 5> kTable7 = {{{24, 1024, 16, 29},
+// MUDDFormer, then MUDDPythia.
+constexpr std::array<MemoryRow, 7> kTable7 = {{{24, 1024, 16, 29},
                                                {24, 1536, 24, 21},
                                                {24, 2048, 32, 28},
                                                {32, 2560, 32, 22},
-                                               {32, 4096, 32, 17}}};
+                                               {32, 4096, 32, 17},
+                                               {24, 2048, 16, 28},
+                                               {32, 2560, 32, 25}}};
 
 }  // namespace
 
 void table6(const Config& config, Run& run) {
   const std::vector<std::string> methods = {"base", "static", "multiway_dynamic"};
   std::vector<Memory> found(methods.size());
-  static CountingAllocator counting(c10::GetCPUAllocator());  // outlives every tensor
-  c10::Allocator* const usual = c10::GetCPUAllocator();
-  c10::SetCPUAllocator(&counting);
   run_side_by_side(1, 1,
                    [&](std::size_t) {
+                     MemoryMeter meter(c10::kCPU);
                      for (std::size_t i = 0; i < methods.size(); ++i) {
-                       found[i] = measure(config, methods[i], counting.count());
+                       found[i] = measure(config, methods[i], meter);
                      }
                    },
                    {[](std::size_t) {}, [] {}});
-  c10::SetCPUAllocator(usual);
   for (std::size_t i = 0; i < methods.size(); ++i) {
     const std::string name = "Table 6 [B, T, D] tensors, " + methods[i] + ": ";
     run.scalar(name + "kept by the forward pass", found[i].kept);
@@ -144,7 +102,7 @@ void table6(const Config& config, Run& run) {
     published.push_back(entry.percent);
     formula.push_back(100.0 * cost.memory_ratio_mudd.value_or(0.0));
   }
-  run.series("Table 7 memory",
+  run.series("Table 7 extra memory",
              {{"row", row}, {"published_percent", published}, {"formula_percent", formula}});
 }
 

@@ -97,7 +97,11 @@ void Config::validate() const {
        {std::pair("seq_len", seq_len), std::pair("batch_size", batch_size),
         std::pair("num_steps", num_steps), std::pair("record_every", record_every),
         std::pair("ffn_multiple", ffn_multiple),
-        std::pair("validation_windows", validation_windows)}) {
+        std::pair("validation_windows", validation_windows),
+        std::pair("speed_ffn_round", speed_ffn_round), std::pair("speed_vocab", speed_vocab),
+        std::pair("speed_context", speed_context), std::pair("speed_prompt", speed_prompt),
+        std::pair("speed_tokens", speed_tokens), std::pair("speed_batch", speed_batch),
+        std::pair("speed_repetitions", speed_repetitions)}) {
     check(value >= 1, (std::string(name) + " must be >= 1").c_str(), std::to_string(value));
   }
   check(!domains.empty(), "domains must name at least one", "none");
@@ -111,6 +115,10 @@ void Config::validate() const {
         "seeds and sweep_seeds must be different numbers", "others");
   check(fig3_layers.size() == fig3_widths.size(), "as many fig3_layers as fig3_widths", "others");
   check(fig4_layers.size() == fig4_widths.size(), "as many fig4_layers as fig4_widths", "others");
+  const std::size_t num_shapes = speed_layers.size();
+  check(num_shapes >= 1 && speed_widths.size() == num_shapes && speed_heads.size() == num_shapes &&
+            speed_ffns.size() == num_shapes,
+        "as many speed_widths, speed_heads and speed_ffns as speed_layers", "others");
   lib::check(model_config(*this, "mudd_window", {num_layers, d_model}));
 }
 
@@ -138,9 +146,16 @@ std::string number_text(double value) {
 
 std::string name_of(const Config& config, const Series& series) {
   const auto [layers, width] = series.size;
-  return layers == config.num_layers && width == config.d_model
-             ? series.method
-             : series.method + " " + std::to_string(layers) + "x" + std::to_string(width);
+  std::string name = series.method;
+  if (layers != config.num_layers || width != config.d_model) {
+    name += " " + std::to_string(layers) + "x" + std::to_string(width);
+  }
+  if (series.num_steps != 0 && series.num_steps != config.num_steps) {
+    name += " " + std::to_string(series.num_steps) + " steps";
+  }
+  return series.embedding_std == 0.0 || series.embedding_std == config.embedding_std
+             ? name
+             : name + " embedding " + number_text(series.embedding_std);
 }
 
 std::string fresh_name(const Config& config, const Series& series, std::uint64_t seed) {
@@ -201,18 +216,25 @@ void Trainer::train_one_by_one(const std::vector<Job>& jobs, const Text& text) {
   }
 }
 
+// Without its name, rate and seed.
+Job Trainer::job_of(const Series& series) const {
+  Job job;
+  job.method = series.method;
+  job.size = series.size;
+  job.embedding_std = series.embedding_std == 0.0 ? config_.embedding_std : series.embedding_std;
+  job.num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps;
+  return job;
+}
+
 std::vector<Job> Trainer::sweep_jobs(const Series& series) const {
   std::vector<Job> jobs;
   for (const double rate : config_.learning_rates) {
     for (const std::uint64_t seed : config_.sweep_seeds) {
-      jobs.push_back({.name = name_of(config_, series) + " rate " + number_text(rate) + " seed " +
-                              std::to_string(seed),
-                      .method = series.method,
-                      .size = series.size,
-                      .learning_rate = rate,
-                      .embedding_std = config_.embedding_std,
-                      .seed = seed,
-                      .num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps});
+      Job& job = jobs.emplace_back(job_of(series));
+      job.name =
+          name_of(config_, series) + " rate " + number_text(rate) + " seed " + std::to_string(seed);
+      job.learning_rate = rate;
+      job.seed = seed;
     }
   }
   return jobs;
@@ -233,14 +255,11 @@ std::vector<Job> Trainer::fresh_jobs(const Series& series, double rate) const {
   std::vector<Job> jobs;
   jobs.reserve(config_.seeds.size());
   for (const std::uint64_t seed : config_.seeds) {
-    jobs.push_back({.name = fresh_name(config_, series, seed),
-                    .method = series.method,
-                    .size = series.size,
-                    .learning_rate = rate,
-                    .embedding_std = config_.embedding_std,
-                    .seed = seed,
-                    .num_steps = series.num_steps == 0 ? config_.num_steps : series.num_steps,
-                    .is_analysed = series.is_analysed});
+    Job& job = jobs.emplace_back(job_of(series));
+    job.name = fresh_name(config_, series, seed);
+    job.learning_rate = rate;
+    job.seed = seed;
+    job.is_analysed = series.is_analysed;
   }
   return jobs;
 }
@@ -308,25 +327,18 @@ double Trainer::mean_loss(const Series& series) const {
   return sum / static_cast<double>(config_.seeds.size());
 }
 
-Gap Trainer::gap(const Series& a, const Series& b) const {
-  const std::vector<double> first = losses(a);
-  const std::vector<double> second = losses(b);
-  const auto count = static_cast<double>(first.size());
-  Gap gap;
-  for (std::size_t i = 0; i < first.size(); ++i) {
-    gap.mean += (first[i] - second[i]) / count;
-    gap.num_positive += first[i] - second[i] < 0.0 ? 0.0 : 1.0;  // NaN counts
+std::vector<double> Trainer::differences(const Series& a, const Series& b) const {
+  std::vector<double> result = losses(a);
+  const std::vector<double> others = losses(b);
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    result[i] -= others[i];
   }
-  double squares = 0.0;
-  for (std::size_t i = 0; i < first.size(); ++i) {
-    squares += std::pow(first[i] - second[i] - gap.mean, 2);
-  }
-  gap.standard_error = std::sqrt(squares / (count * (count - 1.0)));
-  return gap;
+  return result;
 }
 
-Gap Trainer::record_gap(const std::string& name, const Series& a, const Series& b) {
+Gap Trainer::record_gap(const Series& a, const Series& b) {
   const Gap found = gap(a, b);
+  const std::string name = "gap of " + name_of(config_, a) + " to " + name_of(config_, b);
   if (run_.find(name + ": mean")) {  // another row has recorded it
     return found;
   }

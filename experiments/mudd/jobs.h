@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "experiments/common/run.h"
+#include "experiments/mudd/paired.h"
 #include "experiments/mudd/rows.h"
 #include "paperlab/mudd/config.h"
 
@@ -44,13 +45,7 @@ struct Series {
   Size size{};
   bool is_analysed = false;
   std::int64_t num_steps = 0;  // 0: the configuration's
-};
-
-// Paired over the fresh seeds.
-struct Gap {
-  double mean = 0.0;
-  double standard_error = 0.0;
-  double num_positive = 0.0;
+  double embedding_std = 0.0;  // likewise
 };
 
 class Trainer {
@@ -68,13 +63,15 @@ class Trainer {
   // Of the fresh seeds.
   std::vector<double> losses(const Series& series) const;
   double mean_loss(const Series& series) const;
-  // Losses of a less those of b.
-  Gap gap(const Series& a, const Series& b) const;
-  // Records the gap as scalars "NAME: mean", "... mean + 2 SE", "... seeds not below 0".
-  Gap record_gap(const std::string& name, const Series& a, const Series& b);
+  // Losses of a less those of b, paired over the fresh seeds.
+  std::vector<double> differences(const Series& a, const Series& b) const;
+  Gap gap(const Series& a, const Series& b) const { return gap_of(differences(a, b)); }
+  // Records the gap as scalars "gap of A to B: mean", "... mean + 2 standard errors", "... seeds
+  // not below 0".
+  Gap record_gap(const Series& a, const Series& b);
 
   Series usual(const std::string& method, bool is_analysed = false) const {
-    return {method, {config_.num_layers, config_.d_model}, is_analysed, 0};
+    return {method, {config_.num_layers, config_.d_model}, is_analysed, 0, 0.0};
   }
 
  private:
@@ -83,6 +80,7 @@ class Trainer {
   void train_planned(const std::vector<Job>& jobs);
   void train_one_by_one(const std::vector<Job>& jobs, const Text& text);
   void train_side_by_side(const std::vector<Job>& jobs, const Text& text);
+  Job job_of(const Series& series) const;
   std::vector<Job> sweep_jobs(const Series& series) const;
   std::vector<double> losses_by_rate(const Series& series) const;
   std::vector<Job> fresh_jobs(const Series& series, double rate) const;
@@ -95,7 +93,8 @@ class Trainer {
   std::atomic<std::int64_t> num_done_ = 0;
 };
 
-std::string name_of(const Config& config, const Series& series);  // "base", "base 4x48"
+// "base", "base 4x48", "base 4x48 800 steps", "base embedding 0.02"
+std::string name_of(const Config& config, const Series& series);
 std::string fresh_name(const Config& config, const Series& series, std::uint64_t seed);
 std::string number_text(double value);  // "0.003"
 

@@ -34,7 +34,13 @@ void reproduce(const Config& config, Run& run) {
   trained("figure6-gpu", figure6_gpu);
   trained("figure3-gpu", figure3_gpu);
   trained("figure4-gpu", figure4_gpu);
+  trained("figure5-gpu", figure5_gpu);
   trained("figure9-gpu", figure9_gpu);
+  trained("embedding-gpu", embedding_gpu);
+  run.row("table4-decoding-gpu", [&] { table4_decoding(config, run); });
+  run.row("table4-training-gpu", [&] { table4_training(config, run); });
+  run.row("table7-gpu", [&] { table7(config, run); });
+  run.row("figure9-speed-gpu", [&] { figure9_speed(config, run); });
 }
 
 }  // namespace

@@ -35,6 +35,8 @@ struct Config {
   std::vector<std::uint64_t> sweep_seeds = {0, 4};  // the best rate is that of their mean loss
   std::vector<std::uint64_t> seeds = {1, 2, 3};
   std::int64_t validation_windows = 512;
+  std::int64_t analysed_windows = 0;  // for Figs. 6, 8, 12 and 13; 0: all of validation
+  std::vector<double> control_embedding_stds = {0.006, 0.02};  // of the gpu preset's control
   std::vector<std::int64_t> fig3_layers = {4, 6, 8};
   std::vector<std::int64_t> fig3_widths = {48, 56, 64};
   std::vector<std::int64_t> fig4_layers = {8, 32};
@@ -42,6 +44,18 @@ struct Config {
   double fig3_bytes_per_parameter = 0.0;  // 0: num_steps at each size
   std::int64_t fig9_window = 2;
   double run_seconds = 0.0;  // > 0: runs are made one by one and take so long, see --limit
+  // Shapes of Table 4, one after another, untrained.
+  std::vector<std::int64_t> speed_layers = {24, 32, 32};
+  std::vector<std::int64_t> speed_widths = {2048, 2560, 4096};
+  std::vector<std::int64_t> speed_heads = {16, 32, 32};
+  std::vector<std::int64_t> speed_ffns = {5504, 6912, 11008};
+  std::int64_t speed_ffn_round = 128;  // of re-allocated widths
+  std::int64_t speed_vocab = 50432;
+  std::int64_t speed_context = 2048;  // of training
+  std::int64_t speed_batch = 16;      // sequences, or half of them until they fit
+  std::int64_t speed_prompt = 4096;   // of decoding
+  std::int64_t speed_tokens = 128;
+  std::int64_t speed_repetitions = 3;
 
   void fields(auto&& visit) {
     visit("corpus", corpus);
@@ -68,6 +82,8 @@ struct Config {
     visit("sweep_seeds", sweep_seeds);
     visit("seeds", seeds);
     visit("validation_windows", validation_windows);
+    visit("analysed_windows", analysed_windows);
+    visit("control_embedding_stds", control_embedding_stds);
     visit("fig3_layers", fig3_layers);
     visit("fig3_widths", fig3_widths);
     visit("fig4_layers", fig4_layers);
@@ -75,6 +91,17 @@ struct Config {
     visit("fig3_bytes_per_parameter", fig3_bytes_per_parameter);
     visit("fig9_window", fig9_window);
     visit("run_seconds", run_seconds);
+    visit("speed_layers", speed_layers);
+    visit("speed_widths", speed_widths);
+    visit("speed_heads", speed_heads);
+    visit("speed_ffns", speed_ffns);
+    visit("speed_ffn_round", speed_ffn_round);
+    visit("speed_vocab", speed_vocab);
+    visit("speed_context", speed_context);
+    visit("speed_batch", speed_batch);
+    visit("speed_prompt", speed_prompt);
+    visit("speed_tokens", speed_tokens);
+    visit("speed_repetitions", speed_repetitions);
   }
 
   void validate() const;  // throws ValueError
@@ -106,6 +133,14 @@ void table5_gpu(const Config& config, Run& run, const std::string& tokens);
 void figure3_gpu(const Config& config, Run& run, const std::string& tokens);
 void figure4_gpu(const Config& config, Run& run, const std::string& tokens);
 void figure6_gpu(const Config& config, Run& run, const std::string& tokens);
+void figure5_gpu(const Config& config, Run& run, const std::string& tokens);
 void figure9_gpu(const Config& config, Run& run, const std::string& tokens);
+void embedding_gpu(const Config& config, Run& run, const std::string& tokens);
+
+// Speed and memory of untrained models at the paper's shapes.
+void table4_decoding(const Config& config, Run& run);
+void table4_training(const Config& config, Run& run);
+void table7(const Config& config, Run& run);
+void figure9_speed(const Config& config, Run& run);
 
 }  // namespace paperlab::experiments::mudd

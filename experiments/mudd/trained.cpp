@@ -7,6 +7,7 @@
 #include <string>
 
 #include "experiments/mudd/jobs.h"
+#include "experiments/mudd/trained.h"
 
 namespace paperlab::experiments::mudd {
 namespace {
@@ -16,18 +17,6 @@ const std::string kMultiway = "multiway_dynamic";
 
 void train_core(Trainer& trainer) {
   trainer.sweep({trainer.usual(kBase, true), trainer.usual(kMultiway, true)});
-}
-
-// The claims that a method's loss is below another's in every seed, by more than its error.
-// The mean of a gap that counts: one whose mean plus two standard errors is below 0, as every seed
-// is; else 0, or the mean above it.
-double counted(const Gap& gap) {
-  const bool counts = gap.mean + 2.0 * gap.standard_error < 0.0 && gap.num_positive == 0.0;
-  return counts ? gap.mean : std::max(gap.mean, 0.0);
-}
-
-std::string gap_name(const Config& config, const Series& a, const Series& b) {
-  return "gap of " + name_of(config, a) + " to " + name_of(config, b);
 }
 
 // Sweeps methods and reports each one's gap to the base.
@@ -42,22 +31,8 @@ void report(const Config& config, Run& run, const std::string& tokens,
   }
   trainer.sweep(all);
   for (const Series& series : all) {
-    trainer.record_gap(gap_name(config, series, trainer.usual(kBase)), series,
-                       trainer.usual(kBase));
+    trainer.record_gap(series, trainer.usual(kBase));
   }
-}
-
-// Each method at each size.
-std::vector<Series> sized(const std::vector<std::int64_t>& layers,
-                          const std::vector<std::int64_t>& widths,
-                          const std::vector<std::string>& methods) {
-  std::vector<Series> all;
-  for (const std::string& method : methods) {
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      all.push_back({method, {layers[i], widths[i]}, false, 0});
-    }
-  }
-  return all;
 }
 
 struct Columns {
@@ -71,30 +46,52 @@ double value(const Config& config, Run& run, const Series& series, std::uint64_t
   return run.value_of(fresh_name(config, series, seed) + ": " + what);
 }
 
-// Means and standard errors of pairs.
-Gap gap_of(const std::vector<double>& differences) {
-  Gap gap;
-  const auto count = static_cast<double>(differences.size());
-  for (const double difference : differences) {
-    gap.mean += difference / count;
-    gap.num_positive += difference < 0.0 ? 0.0 : 1.0;
+}  // namespace
+
+std::vector<Series> sized(const std::vector<std::int64_t>& layers,
+                          const std::vector<std::int64_t>& widths,
+                          const std::vector<std::string>& methods) {
+  std::vector<Series> all;
+  for (const std::string& method : methods) {
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      Series& series = all.emplace_back();
+      series.method = method;
+      series.size = {layers[i], widths[i]};
+    }
   }
-  double squares = 0.0;
-  for (const double difference : differences) {
-    squares += (difference - gap.mean) * (difference - gap.mean);
-  }
-  gap.standard_error = std::sqrt(squares / (count * (count - 1.0)));
-  return gap;
+  return all;
 }
 
-}  // namespace
+void record_figure4(Run& run, const Trainer& trainer, const std::vector<Series>& all) {
+  std::map<std::string, Columns> curves;
+  for (const Series& series : all) {
+    Columns& columns = curves[series.method];
+    columns.layers.push_back(static_cast<double>(series.size.num_layers));
+    columns.loss.push_back(trainer.mean_loss(series));
+  }
+  for (const auto& [method, columns] : curves) {
+    run.series("Fig. 4 " + method, {{"layers", columns.layers}, {"loss", columns.loss}});
+    run.scalar("Fig. 4 loss of the deepest less the first, " + method,
+               columns.loss.back() - columns.loss.front());
+  }
+}
+
+void record_figure9(Run& run, const Trainer& trainer) {
+  std::vector<double> number;
+  std::vector<double> loss;
+  for (const char* method : {"mudd", "mudd_2x2", "mudd_1x2", "mudd_2x1", "mudd_window", "base"}) {
+    number.push_back(static_cast<double>(number.size() + 1));
+    loss.push_back(trainer.mean_loss(trainer.usual(method)));
+  }
+  run.series("Fig. 9", {{"row", number}, {"loss", loss}});
+}
 
 void table5_core(const Config& config, Run& run, const std::string& tokens) {
   Trainer trainer(config, run, tokens);
   train_core(trainer);
   const Series multiway = trainer.usual(kMultiway);
   const Series base = trainer.usual(kBase);
-  run.claim("C1a", counted(trainer.record_gap(gap_name(config, multiway, base), multiway, base)));
+  run.claim("C1a", counted_below(trainer.record_gap(multiway, base)));
 }
 
 void ddformer(const Config& config, Run& run, const std::string& tokens) {
@@ -104,8 +101,8 @@ void ddformer(const Config& config, Run& run, const std::string& tokens) {
   trainer.sweep({dynamic});
   const Series base = trainer.usual(kBase);
   const Series multiway = trainer.usual(kMultiway);
-  run.claim("C3a", counted(trainer.record_gap(gap_name(config, dynamic, base), dynamic, base)));
-  trainer.record_gap(gap_name(config, multiway, dynamic), multiway, dynamic);
+  run.claim("C3a", counted_below(trainer.record_gap(dynamic, base)));
+  trainer.record_gap(multiway, dynamic);
 }
 
 void embedding_control(const Config& config, Run& run, const std::string& tokens) {
@@ -147,8 +144,7 @@ void table5_rest(const Config& config, Run& run, const std::string& tokens) {
   Trainer trainer(config, run, tokens);
   for (const char* way : {"q", "k", "v", "r"}) {
     const Series without = trainer.usual(std::string("mudd_without_") + way);
-    trainer.record_gap(gap_name(config, without, trainer.usual("mudd")), without,
-                       trainer.usual("mudd"));
+    trainer.record_gap(without, trainer.usual("mudd"));
   }
 }
 
@@ -164,6 +160,11 @@ void figure3(const Config& config, Run& run, const std::string& tokens) {
     const auto [layers, width] = series.size;
     columns.parameters.push_back(static_cast<double>(12 * layers * width * width));
     columns.loss.push_back(trainer.mean_loss(series));
+    if (series.method != kBase) {
+      Series base = series;
+      base.method = kBase;
+      trainer.record_gap(series, base);
+    }
   }
   for (const auto& [method, columns] : curves) {
     run.series("Fig. 3 " + method, {{"parameters", columns.parameters}, {"loss", columns.loss}});
@@ -176,29 +177,12 @@ void figure4(const Config& config, Run& run, const std::string& tokens) {
   const std::vector<Series> all =
       sized(config.fig4_layers, config.fig4_widths, {kBase, "mudd_eq10"});
   trainer.sweep(all);
-  std::map<std::string, Columns> curves;
-  for (const Series& series : all) {
-    Columns& columns = curves[series.method];
-    columns.layers.push_back(static_cast<double>(series.size.num_layers));
-    columns.loss.push_back(trainer.mean_loss(series));
-  }
-  for (const auto& [method, columns] : curves) {
-    run.series("Fig. 4 " + method, {{"layers", columns.layers}, {"loss", columns.loss}});
-    run.scalar("Fig. 4 loss of the deepest less the first, " + method,
-               columns.loss.back() - columns.loss.front());
-  }
+  record_figure4(run, trainer, all);
 }
 
 void figure9(const Config& config, Run& run, const std::string& tokens) {
   report(config, run, tokens, {"mudd", "mudd_2x2", "mudd_1x2", "mudd_2x1", "mudd_window"});
-  Trainer trainer(config, run, tokens);
-  std::vector<double> number;
-  std::vector<double> loss;
-  for (const char* method : {"mudd", "mudd_2x2", "mudd_1x2", "mudd_2x1", "mudd_window", "base"}) {
-    number.push_back(static_cast<double>(number.size() + 1));
-    loss.push_back(trainer.mean_loss(trainer.usual(method)));
-  }
-  run.series("Fig. 9", {{"row", number}, {"loss", loss}});
+  record_figure9(run, Trainer(config, run, tokens));
 }
 
 void figure6(const Config& config, Run& run, const std::string& tokens) {
@@ -206,6 +190,7 @@ void figure6(const Config& config, Run& run, const std::string& tokens) {
   train_core(trainer);
   const std::string what = "Fig. 6 mean cosine from the second pair on, ";
   double largest = std::numeric_limits<double>::lowest();
+  std::map<std::string, double> means;
   for (const std::string way : {"Q", "K", "V", "R"}) {
     std::vector<double> differences;
     for (const std::uint64_t seed : config.seeds) {
@@ -216,9 +201,14 @@ void figure6(const Config& config, Run& run, const std::string& tokens) {
     run.scalar("Fig. 6 stream " + way + " less base: mean", gap.mean);
     run.scalar("Fig. 6 stream " + way + " less base: mean + 2 standard errors",
                gap.mean + 2.0 * gap.standard_error);
-    largest = std::max(largest, counted(gap));
+    largest = std::max(largest, counted_below(gap));
+    means[way] = gap.mean;
   }
   run.claim("C14a", largest);
+  const auto below = std::count_if(means.begin(), means.end(), [&](const auto& stream) {
+    return stream.second < means.at("V");
+  });
+  run.scalar("Fig. 6 streams below V (paper: none)", static_cast<double>(below));
 }
 
 void figure8(const Config& config, Run& run, const std::string& tokens) {

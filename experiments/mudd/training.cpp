@@ -103,8 +103,8 @@ train::FitOptions fit_options(const Config& config, const Job& job, const nn::De
       .kind = train::ScheduleKind::kCosine,
       .learning_rate = job.learning_rate,
       .min_learning_rate = config.final_rate * job.learning_rate,
-      .steps = config.num_steps,
-      .warmup_steps = std::llround(config.warmup_share * static_cast<double>(config.num_steps))};
+      .steps = job.num_steps,
+      .warmup_steps = std::llround(config.warmup_share * static_cast<double>(job.num_steps))};
   options.weight_decay = config.weight_decay;
   for (const auto& parameter : decoder.parameters()) {
     if (parameter.value->dim() < 2) {
@@ -208,7 +208,13 @@ void record_weights(const std::vector<lib::ConnectionStats>& stats, Outcome& out
 
 void analyse(const Config& config, const lib::MuddConfig& sizes, const nn::Decoder& decoder,
              const at::Tensor& windows, Outcome& outcome) {
-  const at::Tensor tokens = windows.narrow(1, 0, config.seq_len).to(device_of(config));
+  const std::int64_t every =
+      config.analysed_windows == 0
+          ? 1
+          : std::max<std::int64_t>(1, windows.size(0) / config.analysed_windows);
+  const at::Tensor tokens = windows.slice(0, 0, windows.size(0), every)
+                                .narrow(1, 0, config.seq_len)
+                                .to(device_of(config));
   record_cosines(lib::adjacent_input_cosine(sizes, decoder, tokens), outcome);
   const lib::Sinks sinks{.num_initial = 2, .tokens = {'.', '\n'}};
   const std::vector<double> ratio = lib::head_activation_ratio(sizes, decoder, tokens, sinks);

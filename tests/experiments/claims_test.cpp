@@ -105,6 +105,18 @@ TEST_F(ClaimsTest, TimedClaimTakesItsValueFromBenchmarksAlone) {
   EXPECT_EQ(evaluate()["measured"], 1.5);
 }
 
+TEST_F(ClaimsTest, TimedClaimWithARowTakesItsValueFromTheRowOnceItHasRun) {
+  definition_["timed"] = true;
+  definition_["row"] = "F9";
+  expect(kUntested, "Row F9 is not part of the preset small.");
+  evidence_.timed["C1"] = 1.5;
+  EXPECT_EQ(evaluate()["measured"], 1.5);
+  evidence_.measured["C1"] = 1;
+  EXPECT_EQ(evaluate()["measured"], 1.5);
+  evidence_.done_rows.insert("F9");
+  EXPECT_EQ(evaluate()["measured"], 1);
+}
+
 TEST_F(ClaimsTest, LineHasIdVerdictMeasuredCriterionAndWhy) {
   evidence_.measured["C1"] = 1;
   EXPECT_EQ(claim_line(evaluate(), 3), "C1   holds                     measured 1, required <= 2");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,43 @@ import pytest
 from drivers import ROOT, Driver, paper_driver
 
 CONFIG: dict[str, Any] = json.loads((ROOT / "experiments/mudd/config.json").read_text())
+
+
+# Claims of the gpu preset that are one difference of two methods.
+COUNTED = {
+    "C11a": ("base", "static"),
+    "C11b": ("static", "dynamic"),
+    "C11c": ("dynamic", "multiway_dynamic"),
+    "C12": ("base_realloc", "base"),
+    "C16c": ("mudd_window", "mudd_2x2"),
+}
+
+
+def counted_above(result: dict[str, Any], higher: str, lower: str) -> float:
+    """The mean difference over seeds if it is above 0 by the rule of all claims on seeds."""
+    pairs = zip(*(result["series"][f"seeds {m}"]["loss"] for m in (higher, lower)), strict=True)
+    differences: list[float] = [a - b for a, b in pairs]
+    low = statistics.mean(differences) - 2 * statistics.stdev(differences) / len(differences) ** 0.5
+    counts = low > 0 and min(differences) > 0
+    return statistics.mean(differences) if counts else min(low, *differences)
+
+
+def names_in_tables() -> set[str]:
+    """What the declared tables print: names of scalars, and of series with a column."""
+    names = set()
+    for table in CONFIG["tables"]:
+        for column in table["columns"]:
+            names |= set(column.get("scalars", [])) - {""}
+            if "series" in column:
+                names.add(f"{column['series']}: {column['column']}")
+    for shape, of_tiny in (("24x2048", "4x16"), ("32x2560", "2x16"), ("32x4096", "3x24")):
+        names = {name.replace(shape, of_tiny) for name in names}
+    return names
+
+
+def names_of(result: dict[str, Any]) -> set[str]:
+    columns = {f"{name}: {column}" for name, s in result["series"].items() for column in s}
+    return columns | set(result["scalars"])
 
 
 @pytest.fixture
@@ -27,6 +65,9 @@ def tiny(tmp_path: Path) -> list[str]:
     }
     sizes |= {"device": "cpu", "ffn_multiple": 8, "fig3_layers": [1, 2, 3]}
     sizes |= {"fig3_widths": [8, 12, 16], "fig3_bytes_per_parameter": 0.02, "fig9_window": 2}
+    sizes |= {"speed_layers": [4, 2, 3], "speed_widths": [16, 16, 24], "speed_heads": [2, 2, 2]}
+    sizes |= {"speed_ffns": [40, 40, 64], "speed_ffn_round": 8, "speed_vocab": 32}
+    sizes |= {"speed_context": 12, "speed_prompt": 9, "speed_batch": 4, "speed_tokens": 3}
     override = tmp_path / "tiny.json"
     override.write_text(json.dumps(sizes))
     return ["--override", str(override)]
@@ -45,6 +86,14 @@ def test_rows_of_the_gpu_run_at_a_tiny_size(
         measured = next(c["measured"] for c in result["claims"] if c["id"] == claim["id"])
         if claim.get("row", "").endswith("-gpu") and claim["id"] not in ("C1b", "C15"):
             assert isinstance(measured, float | int), claim["id"]
+        if claim["id"] in COUNTED:
+            higher, lower = COUNTED[claim["id"]]
+            assert measured == pytest.approx(counted_above(result, higher, lower), rel=1e-9)
+    driver.preset = "smoke"
+    only = "table1,table3,table5-published,table6,traffic"
+    assert driver.run(tmp_path / "arithmetic", "--only", only).returncode == 0
+    told = names_of(result) | names_of(driver.result(tmp_path / "arithmetic"))
+    assert names_in_tables() - told == set()
 
 
 def test_rows_of_the_gpu_stop_within_the_limit_and_go_on(
@@ -94,6 +143,7 @@ def test_all_methods_of_a_seed_start_alike_and_share_batches(
         ("num_heads=3", "num_heads"),
         ("fig3_layers=[1]", "fig3_layers"),
         ("num_steps=0", "num_steps must be >= 1"),
+        ("speed_heads=[2]", "speed_heads"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

@@ -183,6 +183,24 @@ def test_figure_not_drawn_is_said(sample: Sample) -> None:
     assert "Loss: not drawn yet." in sample.page.read_text(encoding="utf-8")
 
 
+def test_declared_tables_are_shown_and_scroll_in_their_box(sample: Sample, view: Open) -> None:
+    wide = [{"label": f"column {i}", "values": [f"unbreakable_{i}", "<b>"]} for i in range(30)]
+    sample.config["tables"] = [{"name": "wide", "title": "Wide", "columns": wide}]
+    sample.write()
+    page = write_page(sample)
+    assert 'data-table="wide"' in page and "<td>&lt;b&gt;</td>" in page
+    assert problems(sample, view, 390) == []
+
+
+def test_tables_whose_columns_do_not_fit_are_not_shown(sample: Sample) -> None:
+    columns = [{"label": str(count), "values": [0] * count} for count in (1, 2)]
+    sample.config["tables"] = [{"name": "odd", "title": "Odd", "columns": columns}]
+    sample.write()
+    broken = report.write_report(sample.out, sample.experiments)
+    assert [paper.name for paper in broken] == ["sample-paper"]
+    assert 'table "odd": columns of 1, 2 rows' in broken[0].why
+
+
 def test_a_url_that_is_no_web_address_is_not_linked(sample: Sample) -> None:
     sample.config["paper"]["url"] = "javascript:alert(1)"
     sample.write()

@@ -110,6 +110,15 @@ TEST_F(StartTest, MeasuredNotFiniteIsNotTakenForUnmeasured) {
   EXPECT_TRUE(std::isnan(begun.result.records.measured.at("C2")));
 }
 
+TEST_F(StartTest, ValueOfABenchmarkIsNotTakenForARows) {
+  const std::string text = format_json(file());
+  definitions_[0]["timed"] = true;
+  definitions_[0]["row"] = "F3";  // has not run
+  EXPECT_EQ(start(text).result.records.measured.count("C1"), 0U);
+  definitions_[0]["row"] = "F1";
+  EXPECT_EQ(start(text).result.records.measured.at("C1"), 0.1);
+}
+
 TEST_F(StartTest, NewerSchemaIsRefusedAndTheFileUntouched) {
   const std::string text = R"({"schema": 2, "rows": "of another kind"})";
   PAPERLAB_EXPECT_THROW(start(text), UsageError, "result.json: schema 2 is newer than 1");

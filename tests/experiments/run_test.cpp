@@ -351,6 +351,17 @@ TEST_F(RunTest, ARowThatTheDriverLacksIsRefusedBeforeAnyRow) {
   EXPECT_EQ(num_bodies_, 0);
 }
 
+TEST_F(RunTest, ARowMayRecordItsTimedClaim) {
+  config_["claims"][2]["row"] = "F1";
+  driver = [](const Config&, Driven& run) {
+    run.row("F1", [&] { run.claim("C9", 4); });
+    run.row("F2", [] {});
+  };
+  EXPECT_EQ(call({"--preset", "full"}).code, 0);
+  EXPECT_EQ(result()["claims"][2]["measured"], 4);
+  EXPECT_EQ(result()["claims"][2]["verdict"], "holds");
+}
+
 TEST_F(RunTest, MistakesOfADriverAreErrors) {
   const std::vector<std::pair<std::function<void(Driven&)>, std::string>> cases = {
       {[](Driven& run) { run.row("F1", [&] { run.claim("C11", 1); }); },

@@ -151,6 +151,60 @@ One query:
     assert expected in (root / "README.md").read_text(encoding="utf-8")
 
 
+TABLE: dict[str, Any] = {
+    "name": "costs",
+    "title": "Costs",
+    "columns": [
+        {"label": "model", "values": ["a|b", "c"]},
+        {"label": "published", "values": [0.5, None]},
+        {"label": "ours", "scalars": ["cost of a", "not run"]},
+        {"label": "loss", "series": "curve", "column": "loss", "digits": 2},
+        {"label": "absent", "series": "not run", "column": "loss"},
+    ],
+}
+
+
+def declare(root: Path, sample: Sample, table: dict[str, Any]) -> None:
+    folder = root / "experiments" / "sample_paper"
+    result = sample.result | {"scalars": {"cost of a": 1 / 3}}
+    result["series"] = {"curve": {"loss": [1.234, None]}}
+    (folder / "results" / "small.json").write_text(json.dumps(result), encoding="utf-8")
+    config = sample.config | {"tables": [table]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    mark = "<!-- table: values sample-paper small costs -->\n<!-- /table -->\n"
+    (root / "README.md").write_text(mark, encoding="utf-8")
+
+
+def test_declared_table_shows_published_values_beside_ours(root: Path, sample: Sample) -> None:
+    declare(root, sample, TABLE)
+    tables.process(root, check=False)
+    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines[2] == "| model | published | ours | loss | absent |"
+    assert lines[4:6] == ["| a\\|b | 0.5 | 0.3333 | 1.2 | - |", "| c | - | - | - | - |"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "other"}, 'no table "costs"'),
+        ({"name": "a b"}, "name must be letters, digits, - and _"),
+        ({"titel": "x"}, 'unknown key "titel" (did you mean "title"?)'),
+        ({"columns": []}, "columns must be a list of columns"),
+        ({"columns": [{"label": "x"}]}, "must have values, scalars, or a series and its column"),
+        ({"columns": [{"label": "x", "series": "curve"}]}, "a series and its column"),
+        ({"columns": [{"label": "x", "values": [], "digits": 0}]}, "digits must be 1 to 17"),
+        ({"columns": TABLE["columns"] + [{"label": "x", "values": [1]}]}, "columns of 1, 2 rows"),
+    ],
+)
+def test_wrong_declaration_is_one_line(
+    root: Path, sample: Sample, run_script: Run, change: dict[str, Any], message: str
+) -> None:
+    declare(root, sample, TABLE | change)
+    done = run_script("tables.py", "--root", root)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+
+
 def test_each_machine_has_a_table(root: Path) -> None:
     other = root / "bench" / "results" / "a-server"
     other.mkdir()
