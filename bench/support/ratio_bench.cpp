@@ -67,7 +67,7 @@ int bench(const RatioArguments& arguments, const Measure& measure) {
     is_wrong = is_wrong || !row.wrong.empty();
     num_missed += row.wrong.empty() && row.is_missed() ? 1 : 0;
   }
-  result["claims"] = Json::object();
+  result.emplace("claims", Json::object());  // unless measure() has some
   std::printf("%s\n%zu rows, %d missed a target\n", result["note"].get<std::string>().c_str(),
               rows.size(), num_missed);
   if (!arguments.out.empty()) {

@@ -35,7 +35,7 @@ double RatioRow::spread_percent() const {
 bool RatioRow::is_noisy() const { return spread_percent() > kNoisyPercent; }
 
 bool RatioRow::is_missed() const {
-  const bool is_fast = ratio() >= target && (other_name.empty() || other_ratio() >= 1.0) &&
+  const bool is_fast = ratio() >= target && (other_name.empty() || other_ratio() >= other_target) &&
                        (share_target == 0.0 || share_of_roof() >= share_target);
   return !is_fast;  // also where a number is not finite
 }
@@ -64,6 +64,9 @@ Json json_of(const RatioRow& row) {
     json["other"] = row.other_name;
     json["other_us"] = json_number(row.other.median_us);
     json["other_ratio"] = json_number(row.other_ratio());
+    if (row.other_target != 1.0) {
+      json["other_target"] = json_number(row.other_target);
+    }
   }
   if (row.bytes > 0.0) {
     json["gb_s"] = json_number(gb_s(row));
@@ -79,6 +82,9 @@ Json json_of(const RatioRow& row) {
   }
   for (const auto& [name, share] : row.shares) {
     json["shares"][name] = json_number(share);
+  }
+  for (const auto& [name, number] : row.numbers) {
+    json[name] = json_number(number);
   }
   json["spread_percent"] = json_number(row.spread_percent());
   json["noisy"] = row.is_noisy();
@@ -108,6 +114,9 @@ void print(const RatioRow& row) {
   }
   for (const auto& [name, share] : row.shares) {
     std::printf(", %s %.0f %%", name.c_str(), 100.0 * share);
+  }
+  for (const auto& [name, number] : row.numbers) {
+    std::printf(", %s %.3g", name.c_str(), number);
   }
   std::printf(", spread %.0f %%%s%s\n", row.spread_percent(), row.is_noisy() ? " noisy" : "",
               row.is_missed() ? " MISSED" : "");

@@ -27,12 +27,16 @@ struct RatioRow {
 
   Timing ours;
   Timing baseline;
-  Timing other;            // a second baseline, which must not be faster; not timed: 0 us
-  std::string other_name;  // empty: none
-  Timing read_probe;       // of the bytes alone; not timed: 0 us
+  Timing other;               // a second baseline; not timed: 0 us
+  std::string other_name;     // empty: none
+  double other_target = 1.0;  // least ratio to it
+  Timing read_probe;          // of the bytes alone; not timed: 0 us
 
   // What ours spends its time on, as shares of it; may be empty.
   std::vector<std::pair<std::string, double>> shares;
+
+  // Further columns, by their names in JSON.
+  std::vector<std::pair<std::string, double>> numbers;
 
   std::string wrong;  // why nothing was timed; empty: the results were right
 

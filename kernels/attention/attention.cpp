@@ -57,7 +57,7 @@ void check_least(const char* name, std::int64_t value, std::int64_t least) {
 }
 
 void check_key_ranges(const AttentionInputs& in) {
-  const std::int64_t num_keys = in.key.size[2];
+  const std::int64_t num_keys = in.rule.num_past + in.key.size[2];
   for (const std::int64_t* ends : {in.key_start, in.key_end}) {
     for (std::int64_t b = 0; ends != nullptr && b < in.query.size[0]; ++b) {
       if (ends[b] < 0 || ends[b] > num_keys) {
@@ -71,7 +71,7 @@ void check_key_ranges(const AttentionInputs& in) {
 
 void check_prefix(const AttentionInputs& in) {
   const auto& [batch, heads, queries, width] = in.query.size;
-  const std::int64_t num_keys = in.key.size[2];
+  const std::int64_t num_keys = in.rule.num_past + in.key.size[2];
   const std::int64_t needed =
       num_keys == 0 ? 0 : in.rule.visible(num_keys - 1, 0, num_keys).prefix_end;
   if (in.prefix_key.size[2] < needed) {
@@ -117,6 +117,11 @@ void check_inputs(const AttentionInputs& in) {
   check_least("window", in.rule.window, in.rule.kind == KeyRuleKind::kCoreContext ? 0 : 1);
   check_least("group", in.rule.group, 1);
   check_least("num_sinks", in.rule.num_sinks, 0);
+  check_least("kept", in.rule.kept, 0);
+  check_least("num_past", in.rule.num_past, 0);
+  if (in.rule.overlap < 0 || in.rule.overlap > 1) {
+    fail<ValueError>("overlap must be 0 or 1", std::to_string(in.rule.overlap));
+  }
   check_key_ranges(in);
   check_prefix(in);
 }

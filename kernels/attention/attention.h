@@ -17,14 +17,16 @@
 namespace paperlab::kernels {
 
 struct AttentionInputs {
-  ConstTensorView query;                    // [B, H, T, D], any strides but the last
-  ConstTensorView key;                      // [B, G, S, D], dtype of query, as all that follow
-  ConstTensorView value;                    // [B, G, S, D]
-  ConstTensorView prefix_query;             // [B, H, T, D]; absent: query
-  ConstTensorView prefix_key;               // [B, P, J, D]; absent: no prefix
-  ConstTensorView prefix_value;             // [B, P, J, D]
-  const std::int64_t* key_start = nullptr;  // [B], 0..S; absent: 0
-  const std::int64_t* key_end = nullptr;    // [B], 0..S; absent: S. Other keys are never read
+  ConstTensorView query;         // [B, H, T, D], any strides but the last
+  ConstTensorView key;           // [B, G, S, D], dtype of query, as all that follow
+  ConstTensorView value;         // [B, G, S, D]
+  ConstTensorView prefix_query;  // [B, H, T, D]; absent: query
+  ConstTensorView prefix_key;    // [B, P, J, D]; absent: no prefix
+  ConstTensorView prefix_value;  // [B, P, J, D]
+  // [B], positions (key n stands at n + rule.num_past), 0..S + num_past; absent: 0 and S +
+  // num_past. Keys outside are never read.
+  const std::int64_t* key_start = nullptr;
+  const std::int64_t* key_end = nullptr;
   KeyRule rule;
   double scale = 1.0;  // multiplies the logits
 };
@@ -56,7 +58,8 @@ struct AttentionGradients {
 
 // Throws ShapeError, DTypeError or ValueError, before any work, if the inputs are not as above, D
 // is outside 1..256, the prefix is shorter than the rule makes visible, or a range lies outside
-// 0..S. A single query (T = 1) is split over its keys, by a split that depends on S, J and D alone.
+// 0..S + num_past. A single query (T = 1) is split over its keys, by a split that depends on S, J
+// and D alone.
 void attention(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                const Executor& executor);
 

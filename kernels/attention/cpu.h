@@ -43,14 +43,15 @@ struct AttentionUnit {
   std::int64_t num_queries = 0;
   std::int64_t num_keys = 0;
   std::int64_t num_prefix = 0;
-  std::int64_t key_start = 0;
+  std::int64_t key_start = 0;  // positions
   std::int64_t key_end = 0;
   std::int64_t head_dim = 0;
   KeyRule rule;
   float scale = 1.0F;  // of the logits
 
   VisibleKeys seen_by(std::int64_t query_index) const {
-    return rule.visible(key_position(query_index, num_queries, num_keys), key_start, key_end);
+    return rule.visible(rule.num_past + key_position(query_index, num_queries, num_keys), key_start,
+                        key_end);
   }
 };
 

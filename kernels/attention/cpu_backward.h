@@ -264,8 +264,8 @@ inline Pass load_pass(const AttentionUnit& unit, std::int64_t first, std::int64_
     const std::int64_t n = pass.count++;
     pass.whole[n] = block;
     if (!block.is_prefix) {
-      block.begin = larger(block.begin, unit.key_start);
-      block.end = larger(block.begin, smaller(block.end, unit.key_end));
+      block.begin = larger(block.begin, unit.key_start - unit.rule.num_past);
+      block.end = larger(block.begin, smaller(block.end, unit.key_end - unit.rule.num_past));
     }
     pass.blocks[n] = block;
     const HeadRows& keys = block.is_prefix ? unit.prefix_key : unit.key;

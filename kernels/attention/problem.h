@@ -89,7 +89,7 @@ inline AttentionUnit unit_at(const AttentionInputs& in, const Geometry& g, std::
   unit.num_keys = g.num_keys;
   unit.num_prefix = g.num_prefix;
   unit.key_start = in.key_start == nullptr ? 0 : in.key_start[b];
-  unit.key_end = in.key_end == nullptr ? g.num_keys : in.key_end[b];
+  unit.key_end = in.key_end == nullptr ? in.rule.num_past + g.num_keys : in.key_end[b];
   unit.head_dim = g.head_dim;
   unit.rule = in.rule;
   unit.scale = static_cast<float>(in.scale);

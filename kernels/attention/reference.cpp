@@ -59,9 +59,11 @@ std::vector<VisibleKey> visible_keys(const AttentionInputs& in, std::int64_t b, 
                                      std::int64_t t) {
   const std::int64_t num_heads = in.query.size[1];
   const std::int64_t num_keys = in.key.size[2];
-  const VisibleKeys range = in.rule.visible(key_position(t, in.query.size[2], num_keys),
-                                            in.key_start == nullptr ? 0 : in.key_start[b],
-                                            in.key_end == nullptr ? num_keys : in.key_end[b]);
+  const std::int64_t num_past = in.rule.num_past;
+  const VisibleKeys range =
+      in.rule.visible(num_past + key_position(t, in.query.size[2], num_keys),
+                      in.key_start == nullptr ? 0 : in.key_start[b],
+                      in.key_end == nullptr ? num_past + num_keys : in.key_end[b]);
   std::vector<VisibleKey> keys;
   for (std::int64_t n = 0; n < range.prefix_end && in.prefix_key.data != nullptr; ++n) {
     keys.push_back({true, h / (num_heads / in.prefix_key.size[1]), n});

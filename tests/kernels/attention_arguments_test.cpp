@@ -131,6 +131,9 @@ std::vector<BadInput> bad_sizes() {
        [](AttentionInputs& in) { in.prefix_key.size[1] = in.prefix_value.size[1] = 3; }},
       {"short prefix", "ShapeError: attention: prefix_key must have at least 4 entries, got ",
        [](AttentionInputs& in) { in.prefix_key.size[2] = in.prefix_value.size[2] = 3; }},
+      {"short prefix of a longer past",
+       "ShapeError: attention: prefix_key must have at least 7 entries, got ",
+       [](AttentionInputs& in) { in.rule.num_past = 6; }},
       {"no prefix", "ShapeError: attention: prefix_key must have at least 4 entries, got ",
        [](AttentionInputs& in) { in.prefix_key = in.prefix_value = in.prefix_query = {}; }}};
 }
@@ -148,6 +151,12 @@ std::vector<BadInput> bad_values() {
            [](AttentionInputs& in) { in.rule.group = 0; }},
           {"num_sinks", "ValueError: attention: num_sinks must be at least 0, got -1",
            [](AttentionInputs& in) { in.rule = KeyRule::sinks(-1, 3); }},
+          {"kept", "ValueError: attention: kept must be at least 0, got -1",
+           [](AttentionInputs& in) { in.rule.kept = -1; }},
+          {"overlap", "ValueError: attention: overlap must be 0 or 1, got 2",
+           [](AttentionInputs& in) { in.rule.overlap = 2; }},
+          {"num_past", "ValueError: attention: num_past must be at least 0, got -1",
+           [](AttentionInputs& in) { in.rule.num_past = -1; }},
           {"key_start below", "ValueError: attention: key_start must be in 0..9, got -1",
            [](AttentionInputs& in) { in.key_start = below.data(); }},
           {"key_start above", "ValueError: attention: key_start must be in 0..9, got 10",

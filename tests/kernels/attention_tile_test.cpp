@@ -14,6 +14,12 @@ std::vector<KeyRule> rules() {
     all.push_back(KeyRule::sinks(3, window));
     for (const std::int64_t group : {1, 3, 16, 64}) {
       all.push_back(KeyRule::core_context(group, window));
+      all.push_back(all.back());
+      all.back().kept = 5;
+      all.back().overlap = 1;
+      all.push_back(all.back());
+      all.back().overlap = 0;
+      all.back().truncated = true;
     }
   }
   return all;

@@ -16,6 +16,17 @@ OPCHECK_CASES = [
     Case(keys=0),
     Case(keys=9, prefix_heads=2, prefix_length=3, prefix_group=2, window=3),
     Case(keys=9, prefix_heads=4, prefix_length=2, window=2, has_prefix_query=True),
+    Case(
+        keys=9,
+        prefix_heads=2,
+        prefix_length=6,
+        prefix_group=2,
+        window=3,
+        prefix_kept=1,
+        prefix_overlap=True,
+        prefix_truncated=True,
+        num_past=4,
+    ),
 ]
 
 

@@ -36,6 +36,10 @@ class Case:
     prefix_heads: int = 0  # 0: no prefix
     prefix_group: int = 0  # 0: sinks
     has_prefix_query: bool = False
+    prefix_kept: int = 0
+    prefix_overlap: bool = False
+    prefix_truncated: bool = False
+    num_past: int = 0
 
     def __str__(self) -> str:
         return "-".join(
@@ -73,7 +77,15 @@ class Case:
         }
 
     def operator_options(self) -> dict[str, Any]:
-        return self.options() | ({"prefix_group": self.prefix_group} if self.prefix_group else {})
+        names = (
+            "prefix_group",
+            "prefix_kept",
+            "prefix_overlap",
+            "prefix_truncated",
+            "num_past",
+        )
+        given = {name: getattr(self, name) for name in names}
+        return self.options() | {name: value for name, value in given.items() if value}
 
     def visible(self) -> tuple[Array, Array]:
         """Whether a row sees a raw key [B, T, S], and an entry of the prefix [B, T, J]."""
@@ -81,11 +93,11 @@ class Case:
         prefix = np.zeros((self.batch, self.queries, self.prefix_length), dtype=bool)
         for b in range(self.batch):
             start = self.key_start[b] if self.key_start else 0
-            end = self.key_end[b] if self.key_end else self.keys
+            end = self.key_end[b] if self.key_end else self.num_past + self.keys
             for t in range(self.queries):
-                at = t + self.keys - self.queries - start
-                for n in range(start, end):
-                    raw[b, t, n] = self._sees(at, n - start, end - start)
+                at = self.num_past + t + self.keys - self.queries - start
+                for n in range(max(0, start - self.num_past), max(0, end - self.num_past)):
+                    raw[b, t, n] = self._sees(at, self.num_past + n - start, end - start)
                 for n in range(self.prefix_length):
                     prefix[b, t, n] = at >= 0 and n < self._num_entries(at, end - start)
         return raw, prefix
@@ -97,8 +109,18 @@ class Case:
         assert self.window is not None
         behind = max(0, at + 1 - self.window)
         if self.prefix_group:
-            return min(behind // self.prefix_group, length // self.prefix_group)
+            cores = self._num_cores(at, length)
+            return self.prefix_kept + cores if cores else 0
         return min(behind, self.prefix_length, length)
+
+    def _num_cores(self, at: int, length: int) -> int:
+        """Core entries that the row sees, by the exact partition or truncated."""
+        assert self.window is not None
+        of_row, of_all = at + 1 - self.prefix_kept, length - self.prefix_kept
+        cores = min(of_row - self.window, of_all) // self.prefix_group
+        is_made = of_all >= self.window + self.prefix_group
+        is_early = self.window < of_row < self.window + self.prefix_group
+        return 1 if self.prefix_truncated and is_made and is_early else max(0, cores)
 
     def _sees(self, at: int, key: int, length: int) -> bool:
         if not self.causal:
@@ -106,7 +128,13 @@ class Case:
         if key > at:
             return False
         if self.prefix_group:
-            return key >= self._num_entries(at, length) * self.prefix_group
+            assert self.window is not None
+            cores = self._num_cores(at, length)
+            behind = min(at + 1 - self.prefix_kept - self.window, length - self.prefix_kept)
+            if cores and behind < self.prefix_group:  # truncated: the core entry hides no key
+                return key >= self.prefix_kept
+            hidden = self.prefix_kept + cores * self.prefix_group - self.prefix_overlap
+            return not cores or key >= hidden
         return self.window is None or key > at - self.window
 
 

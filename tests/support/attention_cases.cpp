@@ -15,6 +15,24 @@ using kernels::DType;
 using kernels::KeyRule;
 using kernels::KeyRuleKind;
 
+// Fields that the functions of KeyRule leave at their defaults, as a comment.
+std::string rest_of(const KeyRule& rule) {
+  std::ostringstream text;
+  if (rule.kept != 0) {
+    text << " kept " << rule.kept;
+  }
+  if (rule.overlap != 0) {
+    text << " overlap " << rule.overlap;
+  }
+  if (rule.truncated) {
+    text << " truncated";
+  }
+  if (rule.num_past != 0) {
+    text << " num_past " << rule.num_past;
+  }
+  return text.str().empty() ? "" : " /*" + text.str() + " */";
+}
+
 std::string literal_of(const KeyRule& rule) {
   std::ostringstream text;
   text << "KeyRule::";
@@ -35,7 +53,7 @@ std::string literal_of(const KeyRule& rule) {
       text << "sinks(" << rule.num_sinks << ", " << rule.window << ")";
       break;
   }
-  return text.str();
+  return text.str() + rest_of(rule);
 }
 
 const char* enumerator_of(KeyRanges ranges) {
@@ -80,6 +98,14 @@ std::int64_t draw_length(Draw& draw) {
   return draw.once_in(2) ? draw.between(draw.once_in(5) ? 0 : 1, 9) : draw.between(1, 300);
 }
 
+KeyRule draw_core_context(Draw& draw, std::int64_t size) {
+  KeyRule rule = KeyRule::core_context(draw.between(1, 16), draw.between(0, size));
+  rule.kept = draw.once_in(3) ? draw.between(1, 9) : 0;
+  rule.overlap = draw.once_in(6) ? 1 : 0;
+  rule.truncated = draw.once_in(6);
+  return rule;
+}
+
 KeyRule draw_rule(Draw& draw) {
   const std::int64_t size = draw.once_in(2) ? 8 : 100;
   switch (draw.between(0, 6)) {
@@ -89,7 +115,7 @@ KeyRule draw_rule(Draw& draw) {
       return KeyRule::sliding(draw.between(1, size));
     case 2:
     case 3:
-      return KeyRule::core_context(draw.between(1, 16), draw.between(0, size));
+      return draw_core_context(draw, size);
     case 4:
       return KeyRule::sinks(draw.between(0, 9), draw.between(1, size));
     default:
@@ -186,10 +212,13 @@ std::int64_t num_prefix_entries(const AttentionCase& of) {
   if (of.num_prefix_heads == 0) {
     return 0;
   }
-  const std::int64_t behind = std::max<std::int64_t>(0, of.num_keys - of.rule.window);
+  const std::int64_t behind =
+      std::max<std::int64_t>(0, of.rule.num_past + of.num_keys - of.rule.window);
   switch (of.rule.kind) {
-    case KeyRuleKind::kCoreContext:
-      return of.num_extra_entries + behind / of.rule.group;
+    case KeyRuleKind::kCoreContext: {
+      const std::int64_t cores = std::max<std::int64_t>(0, behind - of.rule.kept) / of.rule.group;
+      return of.num_extra_entries + (cores == 0 ? 0 : of.rule.kept + cores);
+    }
     case KeyRuleKind::kSinks:
       return of.num_extra_entries + std::min(of.rule.num_sinks, behind);
     default:
@@ -224,7 +253,7 @@ std::string literal_of(const AttentionCase& of) {
   field("num_keys", of.num_keys, of.num_keys == usual.num_keys);
   field("head_dim", of.head_dim, of.head_dim == usual.head_dim);
   field("dtype", std::string("DType::") + enumerator_of(of.dtype), of.dtype == usual.dtype);
-  field("rule", literal_of(of.rule), of.rule.kind == usual.rule.kind);
+  field("rule", literal_of(of.rule), of.rule.kind == usual.rule.kind && of.rule.num_past == 0);
   field("num_prefix_heads", of.num_prefix_heads, of.num_prefix_heads == usual.num_prefix_heads);
   field("num_extra_entries", of.num_extra_entries, of.num_extra_entries == usual.num_extra_entries);
   field("has_prefix_query", flag(of.has_prefix_query), !of.has_prefix_query);
@@ -255,6 +284,9 @@ AttentionCase random_attention_case(std::uint64_t seed, std::int64_t max_product
   of.dtype = draw.one_of(std::array{DType::kFloat32, DType::kFloat32, DType::kFloat32,
                                     DType::kBFloat16, DType::kBFloat16, DType::kFloat64});
   of.rule = draw_rule(draw);
+  if (of.rule.kind != KeyRuleKind::kFull && draw.once_in(4)) {
+    of.rule.num_past = draw.between(1, draw.once_in(2) ? 5 : 60);
+  }
   if (needs_prefix(of.rule) || draw.once_in(10)) {
     of.num_prefix_heads = draw.once_in(2) ? of.num_heads : of.num_kv_heads;
     of.num_extra_entries = draw.once_in(4) ? draw.between(1, 3) : 0;
@@ -288,7 +320,11 @@ std::vector<AttentionCase> simpler_cases(const AttentionCase& of) {
   simpler.smaller(&AttentionCase::num_queries, 1);
   simpler.smaller(&AttentionCase::num_keys, 1);
   simpler.smaller(&AttentionCase::head_dim, 1);
+  simpler.smaller_in_rule(&KeyRule::num_past, 0);
   if (of.rule.kind == KeyRuleKind::kCoreContext) {
+    simpler.with(of.rule.overlap != 0, [](AttentionCase& c) { c.rule.overlap = 0; });
+    simpler.with(of.rule.truncated, [](AttentionCase& c) { c.rule.truncated = false; });
+    simpler.smaller_in_rule(&KeyRule::kept, 0);
     simpler.smaller_in_rule(&KeyRule::group, 1);
     simpler.smaller_in_rule(&KeyRule::window, 0);
   } else if (of.rule.kind != KeyRuleKind::kDense) {

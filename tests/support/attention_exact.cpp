@@ -192,10 +192,11 @@ class DenseAttention {
   }
 
   bool sees(std::int64_t b, std::int64_t t, std::int64_t column) const {
-    const std::int64_t p = t + in_.of.num_keys - in_.of.num_queries;
-    return is_entry(column)
-               ? sees_entry(in_.of.rule, p, column, in_.start(b), in_.end(b))
-               : sees_key(in_.of.rule, p, column - num_entries_, in_.start(b), in_.end(b));
+    const std::int64_t num_past = in_.of.rule.num_past;
+    const std::int64_t p = num_past + t + in_.of.num_keys - in_.of.num_queries;
+    return is_entry(column) ? sees_entry(in_.of.rule, p, column, in_.start(b), in_.end(b))
+                            : sees_key(in_.of.rule, p, num_past + column - num_entries_,
+                                       in_.start(b), in_.end(b));
   }
 
   void run_row(std::int64_t b, std::int64_t h, std::int64_t t, Direction direction) {
@@ -393,14 +394,30 @@ testing::AssertionResult are_within(const std::vector<const GuardedTensor*>& res
   return testing::AssertionSuccess();
 }
 
+// Core entry c, by the exact partition.
+bool sees_core(const KeyRule& rule, std::int64_t p, std::int64_t c, std::int64_t start,
+               std::int64_t end) {
+  const std::int64_t last = start + rule.kept + c * rule.group + rule.group - 1;
+  return last < end && p - last >= rule.window;
+}
+
+// Whether the row sees the first core entry and the keys that it stands for.
+bool is_truncated(const KeyRule& rule, std::int64_t p, std::int64_t start, std::int64_t end) {
+  const std::int64_t least = rule.window + rule.group;
+  const std::int64_t of_row = p + 1 - start - rule.kept;
+  return rule.truncated && end - start - rule.kept >= least && of_row > rule.window &&
+         of_row < least;
+}
+
 }  // namespace
 
 bool sees_entry(const KeyRule& rule, std::int64_t p, std::int64_t n, std::int64_t start,
                 std::int64_t end) {
   switch (rule.kind) {
     case KeyRuleKind::kCoreContext: {
-      const std::int64_t last = start + n * rule.group + rule.group - 1;
-      return last < end && p - last >= rule.window;
+      const std::int64_t core = std::max<std::int64_t>(0, n - rule.kept);
+      return sees_core(rule, p, core, start, end) ||
+             (core == 0 && is_truncated(rule, p, start, end));
     }
     case KeyRuleKind::kSinks: {
       const std::int64_t key = start + n;
@@ -428,7 +445,14 @@ bool sees_key(const KeyRule& rule, std::int64_t p, std::int64_t n, std::int64_t 
     case KeyRuleKind::kCoreContext:
       break;
   }
-  return n <= p && !sees_entry(rule, p, (n - start) / rule.group, start, end);
+  if (n < start + rule.kept) {  // copies of it are in the prefix
+    return n <= p && !sees_entry(rule, p, 0, start, end);
+  }
+  const std::int64_t from_first = n - start - rule.kept;
+  const std::int64_t core = from_first / rule.group;
+  const bool is_doubled = rule.overlap == 1 && from_first % rule.group == rule.group - 1 &&
+                          !sees_core(rule, p, core + 1, start, end);
+  return n <= p && (is_doubled || !sees_core(rule, p, core, start, end));
 }
 
 ExpectedAttention expected_attention(const AttentionTensors& tensors, Direction direction) {

@@ -13,7 +13,8 @@
 
 namespace paperlab::test {
 
-// Whether a row at position p sees key n, or prefix entry n, of the keys start..end-1.
+// Whether a row at position p sees the key at position n, or prefix entry n, of the keys at
+// start..end-1, all of which are there.
 bool sees_key(const kernels::KeyRule& rule, std::int64_t p, std::int64_t n, std::int64_t start,
               std::int64_t end);
 bool sees_entry(const kernels::KeyRule& rule, std::int64_t p, std::int64_t n, std::int64_t start,

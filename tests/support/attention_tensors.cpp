@@ -84,17 +84,18 @@ void fill_with_normals(GuardedTensor& tensor, std::uint64_t seed, std::uint64_t 
   tensor.set_values(normals);
 }
 
-// The first half or the second half loses some keys; batch row 1 has all keys, the next one none.
+// Positions. The first half or the second half loses some; batch row 1 has all, the next one none.
 std::vector<std::int64_t> random_ends(const AttentionCase& of, bool is_start) {
   std::vector<std::int64_t> ends(static_cast<std::size_t>(of.batch));
   for (std::size_t b = 0; b < ends.size(); ++b) {
     const double share = philox_uniform(of.seed, /*stream=*/50 + (is_start ? 1 : 0), b);
-    const double from_edge = static_cast<double>(of.num_keys) * 0.5 * share;
-    ends[b] = std::lround(is_start ? from_edge : static_cast<double>(of.num_keys) - from_edge);
+    const std::int64_t all = of.rule.num_past + of.num_keys;
+    const double from_edge = static_cast<double>(all) * 0.5 * share;
+    ends[b] = std::lround(is_start ? from_edge : static_cast<double>(all) - from_edge);
     if (b % 3 == 1) {
-      ends[b] = is_start ? 0 : of.num_keys;
+      ends[b] = is_start ? 0 : all;
     } else if (b % 3 == 2) {
-      ends[b] = is_start ? of.num_keys : 0;
+      ends[b] = is_start ? all : 0;
     }
   }
   return ends;
@@ -279,7 +280,8 @@ AttentionTensors::AttentionTensors(const AttentionCase& of) : of(of) {
   }
   for (std::int64_t i = 0; i < key.num_elements(); ++i) {
     const auto [b, h, n, d] = key.index_of(i);
-    if (n < start(b) || n >= end(b)) {
+    const std::int64_t position = of.rule.num_past + n;
+    if (position < start(b) || position >= end(b)) {
       key.set(b, h, n, d, std::numeric_limits<double>::quiet_NaN());
       value.set(b, h, n, d, std::numeric_limits<double>::quiet_NaN());
     }
@@ -291,7 +293,7 @@ std::int64_t AttentionTensors::start(std::int64_t b) const {
 }
 
 std::int64_t AttentionTensors::end(std::int64_t b) const {
-  return key_end.empty() ? of.num_keys : key_end[static_cast<std::size_t>(b)];
+  return key_end.empty() ? of.rule.num_past + of.num_keys : key_end[static_cast<std::size_t>(b)];
 }
 
 kernels::AttentionInputs AttentionTensors::inputs() const {

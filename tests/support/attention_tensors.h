@@ -79,7 +79,7 @@ class AttentionTensors {
   std::vector<const GuardedTensor*> backward_results() const;
 
   AttentionCase of;
-  std::vector<std::int64_t> key_start;  // [B] or empty
+  std::vector<std::int64_t> key_start;  // [B] or empty; positions
   std::vector<std::int64_t> key_end;
   GuardedTensor query, key, value, prefix_query, prefix_key, prefix_value;
   GuardedTensor grad_out, grad_lse;

@@ -48,18 +48,18 @@ constexpr char kBackward[] = "attention_backward";
 // The one place that knows the order of the schema: an operator `kFunction` as the dispatcher calls
 // it, from `kKernel`, which takes a struct.
 template <auto kKernel, const char* kFunction>
-AttentionResults unpacked(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                          bool causal, std::optional<c10::SymInt> window,
-                          std::optional<double> scale, const std::optional<at::Tensor>& key_start,
-                          const std::optional<at::Tensor>& key_end,
-                          const std::optional<at::Tensor>& prefix_query,
-                          const std::optional<at::Tensor>& prefix_key,
-                          const std::optional<at::Tensor>& prefix_value,
-                          std::int64_t prefix_group) {
+AttentionResults unpacked(  // NOLINT(readability-function-size): as many as the schema has
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool causal,
+    std::optional<c10::SymInt> window, std::optional<double> scale,
+    const std::optional<at::Tensor>& key_start, const std::optional<at::Tensor>& key_end,
+    const std::optional<at::Tensor>& prefix_query, const std::optional<at::Tensor>& prefix_key,
+    const std::optional<at::Tensor>& prefix_value, std::int64_t prefix_group,
+    std::int64_t prefix_kept, bool prefix_overlap, bool prefix_truncated, c10::SymInt num_past) {
   return kKernel({kFunction, query, key, value, causal, std::move(window), scale,
                   defined_or_none(key_start), defined_or_none(key_end),
                   defined_or_none(prefix_query), defined_or_none(prefix_key),
-                  defined_or_none(prefix_value), prefix_group});
+                  defined_or_none(prefix_value), prefix_group, prefix_kept, prefix_overlap,
+                  prefix_truncated, std::move(num_past)});
 }
 
 template <auto kKernel>
@@ -70,11 +70,13 @@ unpacked_backward(  // NOLINT(readability-function-size): as many as the schema 
     bool causal, std::optional<c10::SymInt> window, std::optional<double> scale,
     const std::optional<at::Tensor>& key_start, const std::optional<at::Tensor>& key_end,
     const std::optional<at::Tensor>& prefix_query, const std::optional<at::Tensor>& prefix_key,
-    const std::optional<at::Tensor>& prefix_value, std::int64_t prefix_group) {
+    const std::optional<at::Tensor>& prefix_value, std::int64_t prefix_group,
+    std::int64_t prefix_kept, bool prefix_overlap, bool prefix_truncated, c10::SymInt num_past) {
   return kKernel(
       {kBackward, query, key, value, causal, std::move(window), scale, defined_or_none(key_start),
        defined_or_none(key_end), defined_or_none(prefix_query), defined_or_none(prefix_key),
-       defined_or_none(prefix_value), prefix_group},
+       defined_or_none(prefix_value), prefix_group, prefix_kept, prefix_overlap, prefix_truncated,
+       std::move(num_past)},
       {grad_out, defined_or_none(grad_lse), out, lse});
 }
 
@@ -94,7 +96,8 @@ AttentionResults call(const AttentionArguments& in) {
   return (std::string_view(in.function) == kDecode ? decode : attention)
       .call(in.query, in.key, in.value, in.causal, in.window, in.scale, optional_of(in.key_start),
             optional_of(in.key_end), optional_of(in.prefix_query), optional_of(in.prefix_key),
-            optional_of(in.prefix_value), in.prefix_group);
+            optional_of(in.prefix_value), in.prefix_group, in.prefix_kept, in.prefix_overlap,
+            in.prefix_truncated, in.num_past);
 }
 
 AttentionGradients call_backward(const AttentionArguments& in,
@@ -103,7 +106,8 @@ AttentionGradients call_backward(const AttentionArguments& in,
   return op.call(backward.grad_out, optional_of(backward.grad_lse), in.query, in.key, in.value,
                  backward.out, backward.lse, in.causal, in.window, in.scale,
                  optional_of(in.key_start), optional_of(in.key_end), optional_of(in.prefix_query),
-                 optional_of(in.prefix_key), optional_of(in.prefix_value), in.prefix_group);
+                 optional_of(in.prefix_key), optional_of(in.prefix_value), in.prefix_group,
+                 in.prefix_kept, in.prefix_overlap, in.prefix_truncated, in.num_past);
 }
 
 void save(torch::autograd::AutogradContext& context, const AttentionArguments& in,
@@ -114,6 +118,10 @@ void save(torch::autograd::AutogradContext& context, const AttentionArguments& i
   context.saved_data["window"] = in.window;
   context.saved_data["scale"] = in.scale;
   context.saved_data["prefix_group"] = in.prefix_group;
+  context.saved_data["prefix_kept"] = in.prefix_kept;
+  context.saved_data["prefix_overlap"] = in.prefix_overlap;
+  context.saved_data["prefix_truncated"] = in.prefix_truncated;
+  context.saved_data["num_past"] = in.num_past;
 }
 
 AttentionArguments saved_arguments(torch::autograd::AutogradContext& context,
@@ -130,7 +138,11 @@ AttentionArguments saved_arguments(torch::autograd::AutogradContext& context,
           saved[5],
           saved[6],
           saved[7],
-          context.saved_data["prefix_group"].toInt()};
+          context.saved_data["prefix_group"].toInt(),
+          context.saved_data["prefix_kept"].toInt(),
+          context.saved_data["prefix_overlap"].toBool(),
+          context.saved_data["prefix_truncated"].toBool(),
+          context.saved_data["num_past"].toSymInt()};
 }
 
 class Attention : public torch::autograd::Function<Attention> {
@@ -200,9 +212,11 @@ AttentionResult attention(const at::Tensor& query, const at::Tensor& key, const 
     TORCH_CHECK_VALUE(x->defined(), "attention: ", name, " must be a tensor, got none");
   }
   const std::optional<c10::SymInt> window(options.window);
-  auto [out, lse] = call({kAttention, query, key, value, options.causal, window, options.scale,
-                          options.key_start, options.key_end, options.prefix_query,
-                          options.prefix_key, options.prefix_value, options.prefix_group});
+  auto [out, lse] =
+      call({kAttention, query, key, value, options.causal, window, options.scale, options.key_start,
+            options.key_end, options.prefix_query, options.prefix_key, options.prefix_value,
+            options.prefix_group, options.prefix_kept, options.prefix_overlap,
+            options.prefix_truncated, options.num_past});
   return {std::move(out), std::move(lse)};
 }
 
@@ -211,7 +225,8 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
   const std::string options =
       "bool causal=True, SymInt? window=None, float? scale=None, Tensor? key_start=None, "
       "Tensor? key_end=None, *, Tensor? prefix_query=None, Tensor? prefix_key=None, "
-      "Tensor? prefix_value=None, int prefix_group=0";
+      "Tensor? prefix_value=None, int prefix_group=0, int prefix_kept=0, "
+      "bool prefix_overlap=False, bool prefix_truncated=False, SymInt num_past=0";
   const std::string forward = "(" + tensors + options + ") -> (Tensor out, Tensor lse)";
   const std::string backward =
       "(Tensor grad_out, Tensor? grad_lse, " + tensors + "Tensor out, Tensor lse, " + options +

@@ -22,8 +22,12 @@ struct AttentionOptions {
   std::optional<std::int64_t> window = std::nullopt;
   /// Multiplies the logits; finite. Absent: 1/sqrt(D).
   std::optional<double> scale = std::nullopt;
-  /// [B] int64, 0..S: keys key_start <= j < key_end take part, others are never read and may hold
-  /// NaN. Absent: all.
+  /// Keys before key 0 that are no longer there, >= 0; not 0 needs causal. Key n stands at position
+  /// n + num_past, window, prefix and key ranges count from position 0, and what a query would see
+  /// of keys that are gone, it does not see.
+  std::int64_t num_past = 0;
+  /// [B] int64, 0..num_past + S: keys at positions key_start <= j < key_end take part, others are
+  /// never read and may hold NaN. Absent: all.
   at::Tensor key_start = {};
   at::Tensor key_end = {};
   /// [B, H, T, D]: the queries for the prefix. Absent: query.
@@ -32,10 +36,20 @@ struct AttentionOptions {
   at::Tensor prefix_key = {};
   at::Tensor prefix_value = {};
   /// g >= 1, core-context: entry n stands for keys n g .. n g + g - 1, and rows that are `window`
-  /// keys (>= 0) or more past the last of them see it instead of them; J >= (S - window) / g.
+  /// keys (>= 0) or more past the last of them see it instead of them; with
+  /// L = num_past + S - window - prefix_kept, J >= prefix_kept + L / g where L >= g.
   /// 0, sinks: entry n stands for key n and is seen by rows whose window has left that key behind.
   /// With key ranges both count from key_start, and entries with a key at or past key_end drop out.
   std::int64_t prefix_group = 0;
+  /// Core-context, >= 0: the first `prefix_kept` keys stay as they are for ever. The first entries
+  /// of the prefix are copies of them, and entry prefix_kept + c stands for the g keys from
+  /// prefix_kept + c g on. A row that sees no core entry sees the keys, not their copies.
+  std::int64_t prefix_kept = 0;
+  /// Core-context: a row that sees entries also sees the last key that they stand for.
+  bool prefix_overlap = false;
+  /// Core-context: rows with more than window, but fewer than window + g keys (those that are kept
+  /// not counted) also see the first core entry, if num_past + S holds window + g such keys.
+  bool prefix_truncated = false;
 };
 
 struct AttentionResult {

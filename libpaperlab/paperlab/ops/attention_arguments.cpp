@@ -3,37 +3,17 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
-#include <vector>
 
 #include "kernels/attention/attention.h"
+#include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::ops {
 namespace {
 
-using Shape = std::vector<c10::SymInt>;
-
-// Nothing else may be asked of a tensor before this.
-void check_is_plain(const char* function, const char* name, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(x.defined(), function, ": ", name, " must be a tensor, got none");
-  TORCH_CHECK_VALUE(!x.is_nested(), function, ": ", name, " must be strided, got a nested tensor");
-  TORCH_CHECK_VALUE(x.layout() == at::kStrided, function, ": ", name,
-                    " must be strided, got layout ", x.layout());
-}
-
-void check_has_shape(const char* function, const char* name, const at::Tensor& x,
-                     const Shape& shape) {
-  TORCH_CHECK_VALUE(x.sym_sizes() == c10::SymIntArrayRef(shape), function, ": ", name, " must be ",
-                    c10::SymIntArrayRef(shape), ", got ", x.sym_sizes());
-}
-
-void check_is_like(const char* function, const char* name, const at::Tensor& x,
-                   const at::Tensor& query, at::ScalarType dtype) {
-  check_is_plain(function, name, x);
-  TORCH_CHECK_TYPE(x.scalar_type() == dtype, function, ": ", name, " must be of dtype ", dtype,
-                   ", got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.device() == query.device(), function, ": ", name,
-                    " must be on the device of query (", query.device(), "), got ", x.device());
-}
+using checks::check_has_shape;
+using checks::check_is_like;
+using checks::check_is_plain;
+using checks::Shape;
 
 void check_query(const char* function, const at::Tensor& query) {
   check_is_plain(function, "query", query);
@@ -70,6 +50,9 @@ void check_key_bound(const AttentionArguments& in, const char* name, const at::T
 }
 
 void check_numbers(const AttentionArguments& in) {
+  TORCH_CHECK_VALUE(in.num_past >= 0, in.function, ": num_past must be >= 0, got ", in.num_past);
+  TORCH_CHECK_VALUE(in.causal || in.num_past == 0, in.function,
+                    ": num_past must be 0 unless causal, got ", in.num_past);
   TORCH_CHECK_VALUE(!in.scale.has_value() || std::isfinite(*in.scale), in.function,
                     ": scale must be finite, got ", *in.scale);
   const std::int64_t least = in.prefix_key.defined() && in.prefix_group > 0 ? 0 : 1;
@@ -81,9 +64,23 @@ void check_numbers(const AttentionArguments& in) {
   }
 }
 
-void check_prefix_is_whole(const AttentionArguments& in) {
+// What is there for core-context alone.
+void check_core_context(const AttentionArguments& in) {
   TORCH_CHECK_VALUE(in.prefix_group >= 0, in.function, ": prefix_group must be >= 0, got ",
                     in.prefix_group);
+  TORCH_CHECK_VALUE(in.prefix_kept >= 0, in.function, ": prefix_kept must be >= 0, got ",
+                    in.prefix_kept);
+  const bool is_core = in.prefix_group > 0;
+  TORCH_CHECK_VALUE(is_core || in.prefix_kept == 0, in.function,
+                    ": prefix_kept must be 0 without prefix_group, got ", in.prefix_kept);
+  TORCH_CHECK_VALUE(is_core || !in.prefix_overlap, in.function,
+                    ": prefix_overlap must be False without prefix_group, got True");
+  TORCH_CHECK_VALUE(is_core || !in.prefix_truncated, in.function,
+                    ": prefix_truncated must be False without prefix_group, got True");
+}
+
+void check_prefix_is_whole(const AttentionArguments& in) {
+  check_core_context(in);
   if (in.prefix_key.defined()) {
     TORCH_CHECK_VALUE(in.causal, in.function, ": prefix_key must be None unless causal, got ",
                       in.prefix_key.sym_sizes());
@@ -101,11 +98,12 @@ void check_prefix_is_whole(const AttentionArguments& in) {
                     ": prefix_group must be 0 without prefix_key, got ", in.prefix_group);
 }
 
-// Rows of the last position see (S - window) / group entries of a core-context prefix.
+// The row at the last position sees most entries of a core-context prefix.
 void check_prefix_length(const AttentionArguments& in) {
-  const c10::SymInt behind = in.key.sym_size(2) - in.window.value_or(0);
-  if (in.prefix_group > 0 && behind > 0) {
-    const c10::SymInt needed = behind / in.prefix_group;
+  const c10::SymInt behind =
+      in.num_past + in.key.sym_size(2) - in.window.value_or(0) - in.prefix_kept;
+  if (in.prefix_group > 0 && behind >= in.prefix_group) {
+    const c10::SymInt needed = in.prefix_kept + behind / in.prefix_group;
     TORCH_CHECK_VALUE(in.prefix_key.sym_size(2) >= needed, in.function,
                       ": prefix_key must have at least ", needed, " entries, got ",
                       in.prefix_key.sym_sizes());

@@ -10,7 +10,8 @@
 
 namespace paperlab::ops {
 
-/// As in attention.h; sizes and window may be symbols. A tensor that is not defined is absent.
+/// As in attention.h; sizes, window and num_past may be symbols. A tensor that is not defined is
+/// absent.
 struct AttentionArguments {
   const char* function;  ///< The operator's name, for the messages.
   at::Tensor query;
@@ -25,6 +26,10 @@ struct AttentionArguments {
   at::Tensor prefix_key;
   at::Tensor prefix_value;
   std::int64_t prefix_group = 0;
+  std::int64_t prefix_kept = 0;
+  bool prefix_overlap = false;
+  bool prefix_truncated = false;
+  c10::SymInt num_past = 0;
 };
 
 struct AttentionBackwardArguments {

@@ -3,20 +3,18 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
-#include <string>
 
 #include "kernels/attention/attention.h"
-#include "paperlab/core/error.h"
-#include "paperlab/ops/kernel_dtype_internal.h"
+#include "paperlab/ops/kernel_views_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
 namespace paperlab::ops {
 namespace {
 
-// Kernels read and write rows; only their elements must lie side by side.
-at::Tensor with_contiguous_rows(const at::Tensor& x) {
-  return !x.defined() || x.size(3) <= 1 || x.stride(3) == 1 ? x : x.contiguous();
-}
+using views::const_view;
+using views::mutable_view;
+using views::with_contiguous_rows;
+using views::with_errors_of;
 
 AttentionArguments readable(AttentionArguments x) {
   for (at::Tensor* tensor :
@@ -29,35 +27,19 @@ AttentionArguments readable(AttentionArguments x) {
   return x;
 }
 
-// The view of an absent tensor has no address, so that of an empty one needs some.
-template <class Void>
-kernels::BasicTensorView<Void> view_of(const at::Tensor& x, Void* data) {
-  static std::int64_t nothing = 0;
-  kernels::BasicTensorView<Void> view;
-  if (x.defined()) {
-    view.data = x.numel() == 0 ? &nothing : data;
-    view.dtype = kernel_dtype(x);
-    for (int i = 0; i < 4; ++i) {
-      view.size[i] = x.size(i);
-      view.stride[i] = x.stride(i);
-    }
-  }
-  return view;
-}
-
-kernels::ConstTensorView const_view(const at::Tensor& x) {
-  return view_of<const void>(x, x.defined() ? x.const_data_ptr() : nullptr);
-}
-
-kernels::TensorView mutable_view(const at::Tensor& x) {
-  return view_of<void>(x, x.defined() ? x.mutable_data_ptr() : nullptr);
-}
-
 const std::int64_t* key_bound(const at::Tensor& x) {
   return x.defined() ? x.const_data_ptr<std::int64_t>() : nullptr;
 }
 
-kernels::KeyRule rule_of(const AttentionArguments& in) {
+kernels::KeyRule core_context_of(const AttentionArguments& in) {
+  kernels::KeyRule rule = kernels::KeyRule::core_context(in.prefix_group, in.window->expect_int());
+  rule.kept = in.prefix_kept;
+  rule.overlap = in.prefix_overlap ? 1 : 0;
+  rule.truncated = in.prefix_truncated;
+  return rule;
+}
+
+kernels::KeyRule pattern_of(const AttentionArguments& in) {
   if (!in.causal) {
     return kernels::KeyRule::full();
   }
@@ -68,8 +50,14 @@ kernels::KeyRule rule_of(const AttentionArguments& in) {
   if (!in.prefix_key.defined()) {
     return kernels::KeyRule::sliding(window);
   }
-  return in.prefix_group > 0 ? kernels::KeyRule::core_context(in.prefix_group, window)
+  return in.prefix_group > 0 ? core_context_of(in)
                              : kernels::KeyRule::sinks(in.prefix_key.size(2), window);
+}
+
+kernels::KeyRule rule_of(const AttentionArguments& in) {
+  kernels::KeyRule rule = pattern_of(in);
+  rule.num_past = in.num_past.expect_int();
+  return rule;
 }
 
 // Views of `in`, which must be readable and outlive them.
@@ -85,24 +73,6 @@ kernels::AttentionInputs kernel_inputs(const AttentionArguments& in) {
           key_bound(in.key_end),
           rule_of(in),
           scale};
-}
-
-// A kernel's message with the operator's name in front, as an error that is a ValueError or
-// TypeError in Python.
-template <class F>
-void with_errors_of(const char* function, F body) {
-  const auto message = [function](const Error& error) {
-    const std::string text = error.what();
-    const std::size_t colon = text.find(": ");
-    return function + (colon == std::string::npos ? ": " + text : text.substr(colon));
-  };
-  try {
-    body();
-  } catch (const DTypeError& error) {
-    TORCH_CHECK_TYPE(false, message(error));
-  } catch (const Error& error) {
-    TORCH_CHECK_VALUE(false, message(error));
-  }
 }
 
 void check_is_on_cpu(const AttentionArguments& in) {
