@@ -12,20 +12,24 @@
 #:   --seed N              of the draws (0)
 #:   --dtype TYPE          float32, float64, bfloat16 or float16; default: that of the files
 #:   --chat                puts the prompt into the model's chat template, as the user's message
+#:   --attention NAME      full (default), or cca: core-context-aware attention and its small cache
+#:   --group-size G        of cca: one entry stands for G tokens that are behind the window (16)
+#:   --window S            of cca: at least the last S tokens stay as they are (1024)
 #:
 #: PAPERLAB_NUM_THREADS sets the threads. Exit code: 0, also if the reader closes the pipe; 1 with
 #: one line on stderr; 130 after Ctrl-C.
 #:
-#: Python: paperlab.nn.load(DIR).generate(tokens, max_new_tokens).
+#: Python: paperlab.nn.load(DIR).generate(tokens, max_new_tokens); paperlab.cca.apply(model) before.
 #:
 #: Examples
 #:   ./paperlab generate --model ~/.cache/paperlab/models/smollm2 --prompt 'The three laws of'
 #:   ./paperlab generate --model DIR --chat --temperature 0.7 --top-p 0.9 --prompt 'Who are you?'
+#:   ./paperlab generate --model DIR --attention cca --window 256 --prompt - < a_long_text
 
 source "$ROOT/scripts/build_tree.sh"
 
 parse_options --model= --prompt= --max-new-tokens= --temperature= --top-p= --seed= --dtype= --chat \
-  -- "$@"
+  --attention= --group-size= --window= -- "$@"
 no_arguments
 [[ -v OPTION[model] ]] || fail 2 "needs --model DIR"
 [[ -v OPTION[prompt] ]] || fail 2 "needs --prompt TEXT"
@@ -33,9 +37,14 @@ if [[ -v OPTION[dtype] ]]; then
   contains "${OPTION[dtype]}" float32 float64 bfloat16 float16 ||
     unknown "paperlab generate" dtype "${OPTION[dtype]}" float32 float64 bfloat16 float16
 fi
+attention=${OPTION[attention]-full}
+contains "$attention" full cca || unknown "paperlab generate" attention "$attention" full cca
+for name in group-size window; do
+  [[ ! -v OPTION[$name] || $attention == cca ]] || fail 2 "--$name needs --attention cca"
+done
 
 words=()
-for name in model prompt max-new-tokens temperature top-p seed dtype; do
+for name in model prompt max-new-tokens temperature top-p seed dtype attention group-size window; do
   [[ ! -v OPTION[$name] ]] || words+=("--$name=${OPTION[$name]}")
 done
 [[ ! -v OPTION[chat] ]] || words+=(--chat)

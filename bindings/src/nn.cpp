@@ -111,7 +111,8 @@ at::Tensor token_nll_of(const Function& logits, const at::Tensor& tokens, std::i
                          {context, stride, on_window.value_or(nullptr)});
 }
 
-// A copy of the settings with parts of its own; the tensors are the same until set_parameter.
+// A copy of the settings with linear layers of its own; the tensors are the same until
+// set_parameter.
 nn::HfDecoder copy(const nn::HfDecoder& model) {
   nn::HfDecoder other = model;
   std::vector<at::Tensor> values;
@@ -119,6 +120,9 @@ nn::HfDecoder copy(const nn::HfDecoder& model) {
     values.push_back(*parameter.value);
   }
   other.decoder = model.decoder->with_values(std::move(values));
+  for (std::int64_t layer = 0; layer < other.decoder->config().num_layers; ++layer) {
+    other.decoder->block(layer).attention = model.decoder->block(layer).attention;
+  }
   return other;
 }
 

@@ -5,6 +5,8 @@
 
 namespace paperlab::bindings {
 
+void register_cca(pybind11::module_& m);
+void register_cca_model(pybind11::module_& m);
 void register_core(pybind11::module_& m);
 void register_data(pybind11::module_& m);
 void register_io(pybind11::module_& m);

@@ -27,7 +27,8 @@ def test_generate_passes_the_prompt_as_it_is(echo: Checkout, prompt: str) -> Non
 
 
 def test_generate_passes_its_options(echo: Checkout) -> None:
-    options = "--max-new-tokens=7 --temperature=0.5 --top-p=0.9 --seed=3 --dtype=bfloat16 --chat"
+    options = "--max-new-tokens=7 --temperature=0.5 --top-p=0.9 --seed=3 --dtype=bfloat16"
+    options += " --attention=cca --group-size=4 --window=0 --chat"
     run = echo.run("generate", *options.split(), "--prompt=x", "--model=m")
     assert run.stdout == f"{['generate', '--model=m', '--prompt=x', *options.split()]} \n"
 
@@ -58,6 +59,18 @@ def test_eval_passes_its_options_and_all_texts(echo: Checkout) -> None:
         (
             ["generate", "--model=x", "--prompt=y", "--dtype=float23"],
             "paperlab generate: unknown dtype 'float23'; did you mean 'float32'?",
+        ),
+        (
+            ["generate", "--model=x", "--prompt=y", "--attention=cc"],
+            "paperlab generate: unknown attention 'cc'; did you mean 'cca'?",
+        ),
+        (
+            ["generate", "--model=x", "--prompt=y", "--group-size=4"],
+            "paperlab generate: --group-size needs --attention cca",
+        ),
+        (
+            ["generate", "--model=x", "--prompt=y", "--attention=full", "--window=4"],
+            "paperlab generate: --window needs --attention cca",
         ),
         (["eval", "--model=x"], "paperlab eval: needs --text FILE or --data RECIPE"),
         (["eval", "--text=x"], "paperlab eval: needs --model DIR"),

@@ -21,5 +21,6 @@ def test_the_tests_pass_with_the_oldest_version(package_path, tmp_path):
     found = subprocess.run(version, env=env, check=True, capture_output=True, text=True)
     assert found.stdout == f"{OLDEST}\n"
     folder = Path(__file__).parent
-    files = [folder / f"transformers_{name}.py" for name in ("test", "mask_test")]
+    names = ("transformers", "transformers_mask", "cca_transformers")
+    files = [folder / f"{name}_test.py" for name in names]
     subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", *files], env=env, check=True)

@@ -1,7 +1,7 @@
 """Model techniques of research papers: exact, fast on CPU and CUDA, reproduced honestly.
 
 Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`,
-`paperlab.mudd`, `paperlab.nn`, `paperlab.eval`, `paperlab.data`, `paperlab.io`,
+`paperlab.mudd`, `paperlab.cca`, `paperlab.nn`, `paperlab.eval`, `paperlab.data`, `paperlab.io`,
 `paperlab.models`, `paperlab.convert`, `paperlab.integrations`.
 """
 
@@ -27,6 +27,7 @@ from paperlab import _arguments, _core  # noqa: E402
 
 if TYPE_CHECKING:
     from paperlab import (
+        cca,
         convert,
         data,
         eval,  # noqa: A004
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "cca",
     "convert",
     "data",
     "eval",
@@ -60,6 +62,7 @@ __all__ = [
 __version__: str = _core.build_info().version
 
 _MODULES = (
+    "cca",
     "convert",
     "data",
     "eval",

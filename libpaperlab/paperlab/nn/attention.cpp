@@ -42,11 +42,11 @@ class FullCache final : public LayerCache {
   at::Tensor value_;
 };
 
+}  // namespace
+
 at::Tensor rotated(const at::Tensor& x, const AttentionInput& input) {
   return input.cos.defined() ? ops::rope(x, input.cos, input.sin) : x;
 }
-
-}  // namespace
 
 at::Tensor FullAttention::forward(const AttentionInput& input, LayerCache* cache) const {
   const at::Tensor query = rotated(input.query, input).transpose(1, 2);

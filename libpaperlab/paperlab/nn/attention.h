@@ -24,6 +24,9 @@ struct AttentionInput {
   std::int64_t num_past = 0;  ///< Tokens in the cache before these.
 };
 
+/// Queries or keys [B, T, heads, D] at the positions of the input's tokens.
+PAPERLAB_API at::Tensor rotated(const at::Tensor& x, const AttentionInput& input);
+
 /// What a layer keeps of past tokens. Each form of attention has its own.
 class PAPERLAB_API LayerCache {
  public:

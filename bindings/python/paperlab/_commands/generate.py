@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
-from paperlab import _tokenizer, nn
+from paperlab import _tokenizer, cca, nn
 from paperlab._commands import _line
 
 _NEW_TOKENS = 128  # unless told, or fewer where the model has fewer positions left
+_ATTENTIONS = ("full", "cca")
+_GROUP_SIZE, _WINDOW = 16, 1024  # of cca, unless told
 
 
 def _parser() -> _line.Parser:
@@ -49,12 +51,34 @@ def _parser() -> _line.Parser:
         help=f"{', '.join(_line.DTYPES)}; default: the files' own",
     )
     parser.add_argument("--chat", action="store_true", help="apply the model's chat template")
+    parser.add_argument(
+        "--attention",
+        type=_line.choice_of("attention", _ATTENTIONS),
+        default=_ATTENTIONS[0],
+        help="full, the default, or cca: earlier tokens in groups, a small cache",
+    )
+    parser.add_argument(
+        "--group-size",
+        metavar="G",
+        type=_line.whole(1, 2**31 - 1),
+        help=f"of cca: one entry stands for so many tokens ({_GROUP_SIZE})",
+    )
+    parser.add_argument(
+        "--window",
+        metavar="S",
+        type=_line.whole(0, 2**31 - 1),
+        help=f"of cca: at least the last so many tokens stay as they are ({_WINDOW})",
+    )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Generates; returns the exit code."""
-    options = _parser().parse(arguments, "model", "prompt")
+    parser = _parser()
+    options = parser.parse(arguments, "model", "prompt")
+    for name, value in (("--group-size", options.group_size), ("--window", options.window)):
+        if value is not None and options.attention != "cca":
+            parser.error(f"{name} needs --attention cca")
     return _line.run("generate", lambda: _generate(options))
 
 
@@ -71,6 +95,9 @@ def _generate(options: argparse.Namespace) -> None:
     def work() -> None:
         model = nn.load(directory, dtype=options.dtype)
         _tokenizer.check_vocabulary(tokenizer, model.vocab_size, ids)
+        if options.attention == "cca":
+            group_size = _GROUP_SIZE if options.group_size is None else options.group_size
+            cca.apply(model, group_size, _WINDOW if options.window is None else options.window)
         num_new = _num_new(len(ids), options.max_new_tokens, model.max_positions)
         _print_tokens(model, ids, num_new, _tokenizer.Stream(tokenizer, ids), options)
 

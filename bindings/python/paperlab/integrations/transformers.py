@@ -1,11 +1,13 @@
-"""`paperlab.ops.attention` as an attention implementation of Hugging Face transformers."""
+"""`paperlab.ops.attention` and `paperlab.cca.attention` in models of Hugging Face transformers."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from paperlab import _arguments, ops
+from paperlab import _arguments, _core, ops
+from paperlab.cca._options import options as cca_options
 
 __all__ = ["register"]
 
@@ -21,6 +23,15 @@ _REFUSED = (
     "softcap",
 )
 
+# Settings of a config by which "paperlab_cca" computes, cca_ before them, and their defaults.
+_CCA = {
+    "group_size": 16,
+    "window": 1024,
+    "pooling": "attention",
+    "weights_per": "query_head",
+    "keep_first": 0,
+}
+
 
 def register(name: str = "paperlab") -> None:
     """Lets transformers' models run on `paperlab.ops.attention`: attn_implementation=`name`.
@@ -33,14 +44,23 @@ def register(name: str = "paperlab") -> None:
     A model then raises ValueError for any other mask, for attention dropout in training and for
     what the operator doesn't have, as logit soft-capping, learned sinks and attention weights.
 
+    f"{name}_cca" is causal attention in the form of `paperlab.cca.attention`. Each call reads the
+    model's `config.cca_group_size` (16), `cca_window` (1024), `cca_pooling` ("attention"),
+    `cca_weights_per` ("query_head") and `cca_keep_first` (0). Groups begin at a row's first token
+    that is not padding. A key-value cache has no past queries, so with pooling "attention" a step
+    that needs a group of past tokens raises ValueError: generate with use_cache=False, or with
+    `paperlab.nn.load` and `paperlab.cca.apply`. So do attention that is not causal and layers with
+    a sliding window shorter than the sequence.
+
     Raises ImportError unless transformers >= 4.57, < 6 is installed, ValueError if `name` is not
     a printable str or is empty.
     """
     if not _arguments.text("register", "name", name):
         raise ValueError("register: name must not be empty, got ''")
     attention_interface, mask_interface = _interfaces()
-    attention_interface.register(name, _attention)
-    mask_interface.register(name, _mask)
+    for full_name, function in ((name, _attention), (f"{name}_cca", _cca_attention)):
+        attention_interface.register(full_name, function)
+        mask_interface.register(full_name, _mask)
 
 
 def _interfaces() -> tuple[Any, Any]:
@@ -242,3 +262,81 @@ def _mask_of(
 
 def _mask_error(required: str) -> ValueError:
     return ValueError(f"paperlab attention: attention_mask must {required}")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _cca_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Core-context attention, as `_attention`."""
+    _refuse_other_attention(module, dropout, kwargs)
+    config = getattr(module, "config", None)
+    if config is None:
+        raise ValueError(f"paperlab cca attention: {type(module).__name__} must have a config")
+    given = {name: getattr(config, f"cca_{name}", default) for name, default in _CCA.items()}
+    settings = cca_options("paperlab cca attention", boundary="exact", **given)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    keys = _causal_keys(query, key, attention_mask, bool(causal))
+    _refuse_window(_own_window(module, config, kwargs), keys, query.size(2))
+    value_dim, missing = value.size(3), query.size(3) - value.size(3)
+    if missing > 0:  # the operator has one head size
+        value = torch.nn.functional.pad(value, (0, missing))
+    out = _core.cca_attention_of_rows(
+        query,
+        key[:, :, : keys.num_keys],
+        value[:, :, : keys.num_keys],
+        settings,
+        keys.start,
+        keys.end,
+        scaling,
+    )
+    return out[..., :value_dim].transpose(1, 2).contiguous(), None
+
+
+def _causal_keys(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, causal: bool
+) -> _Keys:
+    """The keys of a causal mask, of the first `num_keys` alone."""
+    keys: _Keys
+    if mask is not None:
+        keys = _keys_of_mask(mask, query.size(0), query.size(2), key.size(2))
+        causal = causal and keys.causal
+    elif query.size(2) == 1:
+        keys = _Keys(key.size(2), True)
+    else:
+        keys = _keys_without_mask(query.size(2), key.size(2), causal)
+    if not causal:
+        raise ValueError("paperlab cca attention: the attention must be causal")
+    return keys
+
+
+def _own_window(module: torch.nn.Module, config: object, kwargs: Mapping[str, Any]) -> int | None:
+    """The sliding window of the module's layer."""
+    window: int | None = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
+    layer, kinds = getattr(module, "layer_idx", None), getattr(config, "layer_types", None)
+    kind = "full_attention" if kinds is None or layer is None else kinds[layer]
+    if kind == "sliding_attention":
+        return getattr(config, "sliding_window", None) if window is None else window
+    if kind != "full_attention":
+        raise ValueError(f"paperlab cca attention: layer_types must be full_attention, got {kind}")
+    return window
+
+
+def _refuse_window(window: int | None, keys: _Keys, num_queries: int) -> None:
+    window = keys.window if window is None else window
+    if window is None:
+        return
+    has_past = num_queries < keys.num_keys  # their cache may have dropped keys and now hold these
+    if keys.window is not None or window < keys.num_keys + has_past:
+        raise ValueError(
+            "paperlab cca attention: sliding_window must be None or "
+            f"{'more than' if has_past else 'at least'} the {keys.num_keys} keys, got {window}"
+        )
