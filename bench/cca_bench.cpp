@@ -12,6 +12,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/randn.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -21,10 +22,12 @@
 
 #include "bench/support/ratio_bench.h"
 #include "bench/support/ratio_row.h"
+#include "bench/support/roofs.h"
 #include "bench/support/timing.h"
 #include "paperlab/cca/attention.h"
 #include "paperlab/cca/baselines.h"
 #include "paperlab/cca/cost.h"
+#include "paperlab/core/cpu_isa.h"
 #include "paperlab/core/json.h"
 #include "paperlab/core/parallel.h"
 #include "paperlab/ops/attention.h"
@@ -52,23 +55,34 @@ using Attention = std::function<at::Tensor(const Inputs& in)>;
 
 struct Method {
   std::string name;
+  bool has_core = false;
   Attention attend;
 };
+
+// Pairs of one head; a window of s keys has nearly those of sinks and a window of s in all.
+double pairs_of(const Method& method, std::int64_t length) {
+  if (method.has_core) {
+    return static_cast<double>(cca::cost(length).pairs);
+  }
+  const std::int64_t within = std::min(length, kWindow);
+  return static_cast<double>(within * length - within * (within - 1) / 2);
+}
 
 std::vector<Method> methods() {
   const baselines::StreamingLlmOptions streaming{.sinks = 4, .recent = kWindow - 5};
   const baselines::LmInfiniteOptions lm{
       .global_tokens = 10, .local = kWindow - 10, .limit = kWindow - 10};
-  return {{"CCA", [](const Inputs& in) { return cca::attention(in.query, in.key, in.value).out; }},
-          {"window 1024",
+  return {{"CCA", true,
+           [](const Inputs& in) { return cca::attention(in.query, in.key, in.value).out; }},
+          {"window 1024", false,
            [](const Inputs& in) {
              return baselines::sliding_window(in.query, in.key, in.value, kWindow).out;
            }},
-          {"StreamingLLM 4 + 1020",
+          {"StreamingLLM 4 + 1020", false,
            [streaming](const Inputs& in) {
              return baselines::streaming_llm(in.query, in.key, in.value, streaming).out;
            }},
-          {"LM-Infinite 10 + 1014", [lm](const Inputs& in) {
+          {"LM-Infinite 10 + 1014", false, [lm](const Inputs& in) {
              return baselines::lm_infinite(in.query, in.key, in.value, lm).out;
            }}};
 }
@@ -135,7 +149,8 @@ double exponent(const std::map<std::int64_t, double>& times) {
 
 class Bench {
  public:
-  explicit Bench(const RatioArguments& arguments) : arguments_(arguments) {}
+  explicit Bench(const RatioArguments& arguments)
+      : arguments_(arguments), fma_roof_gflops_(fma_roof_float32_gflops(cpu_isa())) {}
 
   std::vector<RatioRow> run() {
     const at::NoGradGuard no_grad;
@@ -180,6 +195,7 @@ class Bench {
     row.backend = "full attention, ours";
     row.num_threads = num_threads_;
     row.target = 0.0;
+    row.fma_roof_gflops = num_threads_ * fma_roof_gflops_;
     return row;
   }
 
@@ -206,6 +222,7 @@ class Bench {
       row.baseline = timings[0];
       row.ours = timings[i + 1];
       row.wrong = wrong;
+      row.flops = 4.0 * kHeads * kHeadDim * pairs_of(all[i], length);
       if (i == 0) {
         const cca::Cost cost = cca::cost(length);
         row.target = length == 16384 ? 4.0 : 0.0;
@@ -234,20 +251,22 @@ class Bench {
       return;
     }
     Caches caches(length);
+    const std::int64_t vectors = kWindow + (length - kWindow) / kGroup;
     const auto timings = time_interleaved(
         {{[] {}, [&] { caches.core_step(); }}, {[] {}, [&] { caches.full_step(); }}},
         arguments_.num_repetitions, kRowSeconds);
     row.ours = timings[0];
     row.baseline = timings[1];
     row.target = length == 131072 ? 8.0 : 0.0;
-    row.numbers = {{"cache_ratio", static_cast<double>(length) /
-                                       static_cast<double>(kWindow + (length - kWindow) / kGroup)}};
+    row.flops = 4.0 * kHeads * kDecodeHeadDim * static_cast<double>(vectors);
+    row.numbers = {{"cache_ratio", static_cast<double>(length) / static_cast<double>(vectors)}};
     add_row(row, rows_);
     decode_core_[length] = timings[0].median_us;
     decode_full_[length] = timings[1].median_us;
   }
 
   const RatioArguments& arguments_;
+  double fma_roof_gflops_;
   int num_threads_ = 1;
   std::vector<RatioRow> rows_;
   std::map<std::int64_t, double> full_;

@@ -47,6 +47,7 @@ std::vector<PastTokens> past_tokens(const Choice& choice, std::int64_t length) {
   const at::Tensor columns = choice.columns.contiguous().flatten(0, 1);
   const at::Tensor diagonals = choice.diagonals.contiguous().flatten(0, 1);
   std::vector<PastTokens> past;
+  past.reserve(static_cast<std::size_t>(columns.size(0)));
   for (std::int64_t head = 0; head < columns.size(0); ++head) {
     past.emplace_back(columns.select(0, head), diagonals.select(0, head), length);
   }
