@@ -65,7 +65,8 @@ double pairs_of(const Method& method, std::int64_t length) {
     return static_cast<double>(cca::cost(length).pairs);
   }
   const std::int64_t within = std::min(length, kWindow);
-  return static_cast<double>(within * length - within * (within - 1) / 2);
+  const std::int64_t missing = within * (within - 1) / 2;  // of the first rows
+  return static_cast<double>(within * length - missing);
 }
 
 std::vector<Method> methods() {

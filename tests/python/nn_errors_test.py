@@ -63,10 +63,10 @@ def test_tokens(model, unchanged, call, kind):
 
 @pytest.mark.parametrize("tokens", [BATCH[:, :0], BATCH[:0], [[]]], ids=str)
 def test_without_tokens_there_is_no_last_one(model, unchanged, tokens):
-    with pytest.raises(ValueError, match="generate: tokens must be .*B and T >= 1"):
+    with pytest.raises(ValueError, match=r"generate: tokens must be .*B and T >= 1"):
         model.generate(tokens, max_new_tokens=2)
     if len(tokens) > 0:
-        with pytest.raises(ValueError, match="forward: tokens must be .*T >= 1"):
+        with pytest.raises(ValueError, match=r"forward: tokens must be .*T >= 1"):
             model(tokens, last_only=True)
     assert unchanged()
 
