@@ -71,3 +71,23 @@ def test_bad_calls_are_refused_and_change_nothing() -> None:
         with pytest.raises(ValueError, match="cache"):
             other(tokens[:, :1], cache)
     assert cache.length == 3
+
+
+def test_torchs_default_device_is_not_asked() -> None:
+    with torch.device("meta"):
+        model = MuddFormer(**SIZES, ffn_round=8)
+    assert {value.device.type for value in model.parameters()} == {"cpu"}
+    torch.manual_seed(3)
+    first = MuddFormer(**SIZES, ffn_round=8).state_dict()
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        second = MuddFormer(**SIZES, ffn_round=8).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_options_that_a_variant_has_no_use_for_are_checked_and_ignored() -> None:
+    tokens = some_tokens()
+    plain = new(variant="base")(tokens)
+    assert torch.equal(new(variant="base", ways="Q", num_streams=3, period=2)(tokens), plain)
+    with pytest.raises(ValueError, match=r"^MuddFormer: .*ways"):
+        new(variant="base", ways="X")

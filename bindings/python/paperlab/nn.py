@@ -320,7 +320,28 @@ def load(directory: Path, *, dtype: torch.dtype | str | None = None, mmap: bool 
     are not known (with the list of those that are), architectures likewise.
     """
     name = None if dtype is None else _arguments.dtype_name("load", dtype)
-    return Decoder(_core.Decoder.load(_arguments.directory("load", directory), name, mmap))
+    path = _arguments.directory("load", directory)
+    try:
+        return Decoder(_core.Decoder.load(path, name, mmap))
+    except ValueError as error:
+        hint = _OTHER_LOADERS.get(_model_type(path))
+        if hint is None:
+            raise
+        raise ValueError(f"{error}; {hint} loads it") from None
+
+
+_OTHER_LOADERS: Mapping[object, str] = dict.fromkeys(
+    ("muddformer", "muddpythia"), "paperlab.mudd.MuddFormer.from_pretrained"
+)
+
+
+def _model_type(directory: bytes) -> str | None:
+    try:
+        with open(os.path.join(directory, b"config.json"), "rb") as file:
+            value = json.load(file)["model_type"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def from_config(

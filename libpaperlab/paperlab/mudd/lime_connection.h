@@ -18,8 +18,12 @@ namespace paperlab::mudd {
 /// The plain residual connection with routed heads: for the G key heads of layer l and its router
 /// R_l [G, (l + 1) G],
 ///   (k, v)_h = sum over m of R_l[h, m] (k, v)_m
-/// where m counts the heads of layers 0..l, layer by layer, as projected (and normalized, with
-/// QK-norm: our choice) and not yet rotated. Layer 0 uses its own.
+/// where m counts the heads of layers 0..l, layer by layer, as projected and not yet rotated. Layer
+/// 0 uses its own.
+/// With QK-norm (our choice) a layer's keys are normalized by its own norm before they are routed,
+/// and the sum is not normalized again. So the heads that a router adds are of one size in all
+/// layers but for the norms' scales, a row of R_l keeps its scale (which a norm after the sum would
+/// undo for keys and not for values), and a router that picks the own heads is the plain model.
 class PAPERLAB_API LimeConnection final : public nn::Connection {
  public:
   /// \param routers  R_1 .. R_(L - 1).

@@ -3,6 +3,7 @@
 #include <ATen/core/Formatting.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <sstream>
 #include <utility>
@@ -26,7 +27,8 @@ std::vector<at::Tensor> values_of(nn::NamedTensors tensors) {
 }
 
 constexpr char kHead[] = "output.weight";
-constexpr std::size_t kMaxNames = 8;  // in a message
+constexpr std::size_t kMaxNames = 8;                                                // in a message
+constexpr std::array kTypes = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};  // of weights
 
 std::string list_text(const std::vector<std::string>& names) {
   std::string text;
@@ -53,8 +55,10 @@ at::Tensor checked_copy(const std::string& source, const nn::ParameterSpec& spec
   const std::string tensor = source + ": tensor '" + spec.name + "'";
   require<ValueError>(value.sizes() == at::IntArrayRef(spec.shape), tensor.c_str(),
                       c10::str("must be ", at::IntArrayRef(spec.shape)), c10::str(value.sizes()));
-  require<ValueError>(at::isFloatingType(value.scalar_type()), tensor.c_str(),
-                      "must be of a floating-point type", at::toString(value.scalar_type()));
+  const bool is_known =
+      std::find(kTypes.begin(), kTypes.end(), value.scalar_type()) != kTypes.end();
+  require<ValueError>(is_known, tensor.c_str(), "must be float32, float64, bfloat16 or float16",
+                      at::toString(value.scalar_type()));
   return value.detach().to(dtype.value_or(value.scalar_type()), /*non_blocking=*/false,
                            /*copy=*/true, at::MemoryFormat::Contiguous);
 }
@@ -85,6 +89,7 @@ nn::NamedTensors checked(const std::string& source, const MuddConfig& config,
     tensors.erase(kHead);
   }
   std::vector<std::string> unknown;
+  unknown.reserve(tensors.size());
   for (const auto& [name, value] : tensors) {
     unknown.push_back(name);
   }

@@ -32,7 +32,8 @@ PAPERLAB_API nn::HfDecoder load(const std::string& directory,
 
 /// As load(), with tensors that somebody else has read.
 /// \param source   where they are from, for messages.
-/// \param tensors  by their names, on the CPU, strided; they are copied.
+/// \param tensors  by their names, on the CPU, strided, of one of the types above; they are
+///                 copied.
 PAPERLAB_API nn::HfDecoder from_tensors(const std::string& directory, const std::string& source,
                                         const nn::NamedTensors& tensors,
                                         std::optional<at::ScalarType> dtype = std::nullopt);

@@ -1,5 +1,6 @@
 """Connection weights and sums over the states of a decoder's blocks, on torch tensors."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -46,7 +47,7 @@ def stacked(function: str, states: States) -> torch.Tensor:
         check_tensor(function, name, state)
         if state.layout != torch.strided:
             raise ValueError(f"{function}: {name} must be strided, got layout {state.layout}")
-        if state.dtype != states[0].dtype:
+        if state.dtype != states[0].dtype and not (_is_promoted(states[0]) and _is_promoted(state)):
             raise _arguments.ArgumentTypeError(
                 f"{function}: {name} must be of the dtype of states[0] ({states[0].dtype}), "
                 f"got {state.dtype}"
@@ -61,7 +62,15 @@ def stacked(function: str, states: States) -> torch.Tensor:
                 f"{function}: {name} must be of the shape of states[0] {list(states[0].shape)}, "
                 f"got {list(state.shape)}"
             )
-    return torch.stack(list(states))
+    dtype = functools.reduce(torch.promote_types, (state.dtype for state in states))
+    return torch.stack([state.to(dtype) for state in states])
+
+
+def _is_promoted(x: torch.Tensor) -> bool:
+    """Whether autocast takes x in the widest dtype given."""
+    kind = x.device.type
+    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return has_autocast and x.is_floating_point()
 
 
 def connection_weights(

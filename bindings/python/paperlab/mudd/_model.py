@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core, nn
+from paperlab.mudd._bin import find_bin, read_bin
 
 _LARGEST = 2**31 - 1
-_BIN = "pytorch_model.bin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,13 @@ class MuddFormer(nn.Decoder):
     R has the norm after the sum). parallel_block: the block of Pythia (GPT-NeoX). qk_norm: RMSNorm
     of queries and keys over a head.
     seed: of the initial values; None: drawn from torch's generator. dtype: of the parameters.
+    Options that a variant has no use for are checked and then ignored, as `ways` is by "static".
 
     Parameters have the published names and the official initial values: at first every stream is
-    the newest state, so the model is the plain one. A new model is in training mode. ValueError (a
-    TypeError for types) if an argument is not as above, naming it.
+    the newest state, so the model is the plain one. A new model is in training mode, its
+    parameters on the CPU. `torch.compile(model, fullgraph=True)` does not work: the blocks run in
+    C++, outside of what torch can trace (the functions and modules of `paperlab.mudd` compile).
+    ValueError (a TypeError for types) if an argument is not as above, naming it.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class MuddFormer(nn.Decoder):
         config.set_pre_post_norm(_pre_post_norm(pre_post_norm))
         config.parallel_block = _arguments.boolean("MuddFormer", "parallel_block", parallel_block)
         if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         seed = _arguments.integer("MuddFormer", "seed", seed, 0, 2**64 - 1)
         super().__init__(_core.new_mudd(config, seed, _arguments.dtype_name("MuddFormer", dtype)))
         self.train()
@@ -129,21 +132,22 @@ class MuddFormer(nn.Decoder):
     ) -> Self:
         """Returns the model of a directory in the published layout, in evaluation mode.
 
-        directory: config.json of model_type muddformer or muddpythia and model.safetensors, shards
-        with an index, or pytorch_model.bin (which is read without running code from it). dtype:
-        float32, float64, bfloat16 or float16; None: the files' own. The rotary table is computed in
-        float64, so results differ from the released code's, whose table is quantised. Raises
-        FileNotFoundError or another OSError, or ValueError naming the file and the tensor or
-        setting: missing, unknown or misshapen tensors, NaN, unknown settings.
+        directory: config.json of model_type muddformer or muddpythia and model.safetensors or
+        pytorch_model.bin (which is read without running code from it), either in shards with an
+        index or not. dtype: float32, float64, bfloat16 or float16, as the tensors' own must be;
+        None: the files' own. The rotary table is computed in float64, so results differ from the
+        released code's, whose table is quantised. Raises FileNotFoundError or another OSError, or
+        ValueError naming the file and the tensor or setting: missing, unknown or misshapen
+        tensors, types that are no weights', NaN, unknown settings, shards not as in their index.
         """
         name = None if dtype is None else _arguments.dtype_name("from_pretrained", dtype)
         path = _arguments.directory("from_pretrained", directory)
-        folder = Path(os.fsdecode(path))
-        if not _has_safetensors(folder) and (folder / _BIN).is_file():
-            return cls._of(
-                _core.mudd_of_tensors(path, str(folder / _BIN), *_read_bin(folder), name)
-            )
-        return cls._of(_core.load_mudd(path, name))
+        file = find_bin(Path(os.fsdecode(path)))
+        if file is None:
+            return cls._of(_core.load_mudd(path, name))
+        tensors = read_bin(file)
+        values = list(tensors.values())
+        return cls._of(_core.mudd_of_tensors(path, str(file), list(tensors), values, name))
 
     @classmethod
     def _of(cls, core: _core.Decoder) -> Self:
@@ -227,24 +231,3 @@ def _pre_post_norm(value: bool | str) -> str:
             f'MuddFormer: pre_post_norm must be False, True or "later_revision", got {value!r:.60}'
         )
     return names[value]
-
-
-def _has_safetensors(folder: Path) -> bool:
-    names: Sequence[str] = ("model.safetensors", "model.safetensors.index.json")
-    return any((folder / name).exists() for name in names)
-
-
-def _read_bin(folder: Path) -> tuple[list[str], list[torch.Tensor]]:
-    file = folder / _BIN
-    try:
-        values = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises whatever its readers raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file}: must be tensors by their names, {reason}") from None
-    if not isinstance(values, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in values.items()
-    ):
-        raise ValueError(f"{file}: must be tensors by their names, got something else")
-    return list(values), [value.detach() for value in values.values()]
