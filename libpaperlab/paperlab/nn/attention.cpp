@@ -1,5 +1,6 @@
 #include "paperlab/nn/attention.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 
 #include <utility>
@@ -23,8 +24,11 @@ class FullCache final : public LayerCache {
   std::pair<at::Tensor, at::Tensor> append(std::int64_t num_past, const at::Tensor& key,
                                            const at::Tensor& value) {
     const std::int64_t length = key.size(2);
+    // Autocast makes keys in its own dtype; the cache keeps the model's.
+    const bool is_dtype = key.scalar_type() == key_.scalar_type() ||
+                          at::autocast::is_autocast_enabled(key.device().type());
     const bool is_alike = key.size(0) == key_.size(0) && key.size(1) == key_.size(1) &&
-                          key.size(3) == key_.size(3) && key.scalar_type() == key_.scalar_type();
+                          key.size(3) == key_.size(3) && is_dtype;
     require<ValueError>(is_alike, "nn::FullAttention",
                         "cache must be of the model's batch size, key heads, head_dim and dtype",
                         "another model's");

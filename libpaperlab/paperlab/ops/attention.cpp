@@ -1,6 +1,5 @@
 #include "paperlab/ops/attention.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -14,6 +13,7 @@
 
 #include "paperlab/ops/attention_arguments_internal.h"
 #include "paperlab/ops/attention_cpu_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -184,6 +184,8 @@ class Attention : public torch::autograd::Function<Attention> {
 };
 
 AttentionResults attention_autograd(const AttentionArguments& in) {
+  refuse_forward_gradients(in.function, in.query, in.key, in.value, in.prefix_query, in.prefix_key,
+                           in.prefix_value);
   check_arguments(in);  // apply asks for sizes, which not every tensor has
   const auto results =
       Attention::apply(in.query, in.key, in.value, optional_of(in.prefix_query),
@@ -193,13 +195,11 @@ AttentionResults attention_autograd(const AttentionArguments& in) {
 
 // Like scaled_dot_product_attention: in autocast's dtype; float64 stays.
 AttentionResults attention_autocast(const AttentionArguments& in) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  const autocast::Guard<at::kCPU> guard;
   AttentionArguments lower = in;
   for (at::Tensor* x : {&lower.query, &lower.key, &lower.value, &lower.prefix_query,
                         &lower.prefix_key, &lower.prefix_value}) {
-    *x = x->defined()
-             ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), *x, at::kCPU)
-             : *x;
+    *x = autocast::lowered<at::kCPU>(*x);
   }
   return call(lower);
 }

@@ -20,6 +20,7 @@
 #include "kernels/depth_aggregate/depth_aggregate.h"
 #include "kernels/gemm/gemm.h"
 #include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -49,9 +50,11 @@ void check_generator(const char* function, const at::Tensor& x, const at::Tensor
   check_matrices(function, x, w1, w2, a.sym_size(0) * a.sym_size(1));
 }
 
-void check_eps(const char* function, double eps) {
+void check_eps(const char* function, double eps, const at::Tensor& x) {
   TORCH_CHECK_VALUE(std::isfinite(eps) && eps > 0.0, function, ": eps must be finite and > 0, got ",
                     eps);
+  TORCH_CHECK_VALUE(statistics_of(x) == at::kDouble || static_cast<float>(eps) > 0.0F, function,
+                    ": eps must be > 0 in float32, got ", eps);
 }
 
 }  // namespace depth
@@ -163,7 +166,7 @@ kernels::ConnectionWeights problem_of(const at::Tensor& x, const at::Tensor& w1,
 Results forward_any(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
                     const at::Tensor& a, double eps, c10::string_view gelu_name) {
   depth::check_generator(kForward, x, w1, w2, a);
-  depth::check_eps(kForward, eps);
+  depth::check_eps(kForward, eps, x);
   const GeluForm gelu = depth::gelu_form(kForward, gelu_name);
   if (!x.device().is_cpu()) {
     return eager::forward(x, w1, w2, a, eps, gelu);
@@ -240,7 +243,7 @@ Gradients backward_any(const at::Tensor& grad_weights, const at::Tensor& x, cons
 Results forward_meta(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
                      const at::Tensor& a, double eps, c10::string_view gelu) {
   depth::check_generator(kForward, x, w1, w2, a);
-  depth::check_eps(kForward, eps);
+  depth::check_eps(kForward, eps, x);
   depth::gelu_form(kForward, gelu);
   return new_results(x, w1, a);
 }
@@ -304,6 +307,7 @@ class ConnectionWeights : public torch::autograd::Function<ConnectionWeights> {
 Results forward_autograd(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
                          const at::Tensor& a, double eps, c10::string_view gelu) {
   depth::check_generator(kForward, x, w1, w2, a);  // apply asks for sizes
+  refuse_forward_gradients(kForward, x, w1, w2, a);
   const bool needs_grad =
       x.requires_grad() || w1.requires_grad() || w2.requires_grad() || a.requires_grad();
   if (!at::GradMode::is_enabled() || !needs_grad) {
@@ -312,6 +316,15 @@ Results forward_autograd(const at::Tensor& x, const at::Tensor& w1, const at::Te
   }
   const auto results = ConnectionWeights::apply(x, w1, w2, a, eps, std::string(gelu));
   return {results[0], results[1], results[2]};
+}
+
+template <c10::DeviceType kDevice>
+Results forward_autocast(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                         const at::Tensor& a, double eps, c10::string_view gelu) {
+  const autocast::Guard<kDevice> guard;
+  std::array<at::Tensor, 4> wide = {x, w1, w2, a};
+  autocast::widen({&wide[0], &wide[1], &wide[2], &wide[3]});
+  return call_forward(wide[0], wide[1], wide[2], wide[3], eps, gelu);
 }
 
 }  // namespace
@@ -343,6 +356,14 @@ TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("connection_weights", forward_meta);
   m.impl("connection_weights_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) {
+  m.impl("connection_weights", forward_autocast<at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl("connection_weights", forward_autocast<at::kCUDA>);
 }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {

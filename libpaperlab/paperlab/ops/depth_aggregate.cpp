@@ -14,6 +14,7 @@
 
 #include "kernels/depth_aggregate/depth_aggregate.h"
 #include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -225,11 +226,21 @@ class DepthAggregate : public torch::autograd::Function<DepthAggregate> {
 
 at::Tensor forward_autograd(const at::Tensor& states, const at::Tensor& weights) {
   check_arguments(kForward, states, weights);  // apply asks for sizes
+  refuse_forward_gradients(kForward, states, weights);
   if (!at::GradMode::is_enabled() || !(states.requires_grad() || weights.requires_grad())) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(states, weights);
   }
   return DepthAggregate::apply(states, weights);
+}
+
+template <c10::DeviceType kDevice>
+at::Tensor forward_autocast(const at::Tensor& states, const at::Tensor& weights) {
+  const autocast::Guard<kDevice> guard;
+  at::Tensor wide_states = states;
+  at::Tensor wide_weights = weights;
+  autocast::widen({&wide_states, &wide_weights});
+  return call_forward(wide_states, wide_weights);
 }
 
 }  // namespace
@@ -256,6 +267,14 @@ TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("depth_aggregate", forward_meta);
   m.impl("depth_aggregate_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) {
+  m.impl("depth_aggregate", forward_autocast<at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl("depth_aggregate", forward_autocast<at::kCUDA>);
 }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {

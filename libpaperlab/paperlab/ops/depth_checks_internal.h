@@ -54,6 +54,7 @@ void check_matrices(const char* function, const at::Tensor& x, const at::Tensor&
                     const at::Tensor& w2, const c10::SymInt& num_weights);
 void check_generator(const char* function, const at::Tensor& x, const at::Tensor& w1,
                      const at::Tensor& w2, const at::Tensor& a);
-void check_eps(const char* function, double eps);
+// In the dtype of x's statistics.
+void check_eps(const char* function, double eps, const at::Tensor& x);
 
 }  // namespace paperlab::ops::depth

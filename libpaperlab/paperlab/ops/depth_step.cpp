@@ -7,6 +7,7 @@
 #include "paperlab/ops/depth_step.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
@@ -26,6 +27,7 @@
 #include "paperlab/ops/depth_aggregate.h"
 #include "paperlab/ops/depth_checks_internal.h"
 #include "paperlab/ops/depth_step_cpu_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -278,6 +280,19 @@ void check_sources(at::IntArrayRef sources, std::int64_t num_sources, std::int64
                     " state numbers, ascending, the last of them ", newest, ", got ", sources);
 }
 
+bool is_under_autocast(const at::Tensor& x) {
+  const c10::DeviceType device = x.device().type();
+  return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+}
+
+DepthWeights cast(const DepthWeights& weights, at::ScalarType dtype) {
+  DepthWeights result = weights;
+  for (at::Tensor* x : {&result.w1, &result.w2, &result.bias}) {
+    *x = autocast::cast(*x, dtype);
+  }
+  return result;
+}
+
 }  // namespace
 
 DepthStates::DepthStates(std::int64_t capacity, const at::Tensor& first) : capacity_(capacity) {
@@ -287,6 +302,7 @@ DepthStates::DepthStates(std::int64_t capacity, const at::Tensor& first) : capac
   depth::check_floating(kThis, "first", first);
   TORCH_CHECK_VALUE(first.dim() == 3 && first.size(2) >= 1, kThis,
                     ": first must be [B, T, D] with D >= 1, got ", first.sizes());
+  refuse_forward_gradients(kThis, first);
   if (!first.device().is_cpu()) {
     states_.push_back(first);
     return;
@@ -312,7 +328,7 @@ void DepthStates::check_push(const at::Tensor& base, const at::Tensor& delta,
   const auto& [w1, w2, bias, eps, gelu] = weights;
   TORCH_CHECK_VALUE(w1.defined() == w2.defined() && (bias.defined() || !w1.defined()), kFunction,
                     ": w1 and w2 must come together, and with a bias");
-  depth::check_eps(kFunction, eps);
+  depth::check_eps(kFunction, eps, base);
   depth::gelu_form(kFunction, {gelu.data(), gelu.size()});
   if (!bias.defined()) {
     return;
@@ -327,7 +343,19 @@ void DepthStates::check_push(const at::Tensor& base, const at::Tensor& delta,
 
 DepthStep DepthStates::push(const at::Tensor& base, const at::Tensor& delta,
                             const DepthWeights& weights, at::IntArrayRef sources) {
+  const at::Tensor& first = buffer_.defined() ? buffer_ : states_[0];
+  if (!base.defined() || !is_under_autocast(first)) {
+    return push_as_given(base, delta, weights, sources);
+  }
+  const at::ScalarType dtype = first.scalar_type();
+  return push_as_given(autocast::cast(base, dtype), autocast::cast(delta, dtype),
+                       cast(weights, dtype), sources);
+}
+
+DepthStep DepthStates::push_as_given(const at::Tensor& base, const at::Tensor& delta,
+                                     const DepthWeights& weights, at::IntArrayRef sources) {
   check_push(base, delta, weights, sources);
+  refuse_forward_gradients(kFunction, base, delta, weights.w1, weights.w2, weights.bias);
   const auto& [w1, w2, bias, eps, gelu] = weights;
   DepthStep result;
   if (!buffer_.defined()) {

@@ -22,7 +22,7 @@ struct DepthWeights {
   at::Tensor w1{};                  ///< [D, K], any strides; absent with w2: `bias` alone.
   at::Tensor w2{};                  ///< [K, C J], likewise; column c J + j: way c, source j.
   at::Tensor bias{};                ///< [C, J]; without matrices also [C, B, T, J].
-  double eps = 1e-6;                ///< Finite, > 0.
+  double eps = 1e-6;                ///< Finite, > 0, also in float32 where sums are.
   std::string_view gelu = "exact";  ///< "exact" (erf) or "tanh".
 };
 
@@ -54,6 +54,8 @@ class PAPERLAB_API DepthStates {
 
   /// Appends X_i = base + delta, or base, and returns its streams.
   ///
+  /// Under autocast what is given is cast to the dtype of X_0.
+  ///
   /// \param base     shape, dtype and device of X_0, any strides.
   /// \param delta    likewise, or not defined.
   /// \param weights  of that dtype and device; without a bias there are no streams.
@@ -69,6 +71,8 @@ class PAPERLAB_API DepthStates {
  private:
   void check_push(const at::Tensor& base, const at::Tensor& delta, const DepthWeights& weights,
                   at::IntArrayRef sources) const;
+  DepthStep push_as_given(const at::Tensor& base, const at::Tensor& delta,
+                          const DepthWeights& weights, at::IntArrayRef sources);
   DepthStep push_recorded(const at::Tensor& base, const at::Tensor& delta,
                           const DepthWeights& weights, at::IntArrayRef sources);
   DepthStep push_composed(const at::Tensor& base, const at::Tensor& delta,

@@ -1,6 +1,5 @@
 #include "paperlab/ops/group_pool.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -15,6 +14,7 @@
 
 #include "kernels/group_pool/group_pool.h"
 #include "kernels/group_pool/tile.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_views_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 #include "paperlab/ops/tensor_checks_internal.h"
@@ -295,6 +295,7 @@ class GroupPool : public torch::autograd::Function<GroupPool> {
 };
 
 Pooled pool_autograd(const Arguments& in) {
+  refuse_forward_gradients(in.function, in.query, in.key, in.value);
   check_arguments(in);  // apply asks for sizes, which not every tensor has
   const auto results = GroupPool::apply(optional_of(in.query), in.key, in.value, in);
   return {results[0], results[1]};
@@ -302,12 +303,10 @@ Pooled pool_autograd(const Arguments& in) {
 
 // As attention: in autocast's dtype; float64 stays.
 Pooled pool_autocast(const Arguments& in) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  const autocast::Guard<at::kCPU> guard;
   Arguments lower = in;
   for (at::Tensor* x : {&lower.query, &lower.key, &lower.value}) {
-    *x = x->defined()
-             ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), *x, at::kCPU)
-             : *x;
+    *x = autocast::lowered<at::kCPU>(*x);
   }
   return call(lower);
 }

@@ -13,6 +13,7 @@
 
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/tile.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -166,12 +167,21 @@ bool needs_grad(const at::Tensor& x, const at::Tensor& weight,
 
 at::Tensor forward_autograd(const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias) {
+  refuse_forward_gradients("linear", x, weight, bias);
   if (!needs_grad(x, weight, bias)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(x, weight, bias);
   }
   check_arguments(x, weight, bias);  // apply asks for sizes
   return Linear::apply(x, weight, bias);
+}
+
+template <c10::DeviceType kDevice>
+at::Tensor forward_autocast(const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
+  const autocast::Guard<kDevice> guard;
+  using autocast::lowered;
+  return call_forward(lowered<kDevice>(x), lowered<kDevice>(weight), lowered<kDevice>(bias));
 }
 
 }  // namespace
@@ -189,6 +199,10 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
 TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { m.impl("linear", forward_any); }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) { m.impl("linear", forward_meta); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("linear", forward_autocast<at::kCPU>); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) { m.impl("linear", forward_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) { m.impl("linear", forward_autograd); }
 

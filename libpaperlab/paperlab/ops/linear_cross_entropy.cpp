@@ -1,6 +1,5 @@
 #include "paperlab/ops/linear_cross_entropy.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -16,6 +15,7 @@
 
 #include "kernels/gemm/gemm.h"
 #include "kernels/linear_cross_entropy/linear_cross_entropy.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/linear_cross_entropy_eager_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
@@ -310,6 +310,7 @@ Results forward_autograd(const at::Tensor& x, const at::Tensor& weight, const at
                          const std::optional<at::Tensor>& bias, std::int64_t ignore_index,
                          c10::string_view reduction, double z_loss) {
   check_tensors(kForward, x, weight, target, bias);  // apply asks for sizes
+  refuse_forward_gradients(kForward, x, weight, bias);
   if (!needs_grad(x, weight, bias)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(x, weight, target, bias, ignore_index, reduction, z_loss);
@@ -319,17 +320,14 @@ Results forward_autograd(const at::Tensor& x, const at::Tensor& weight, const at
   return {results[0], results[1]};
 }
 
-// Like linear: in autocast's dtype; float64 stays.
+template <c10::DeviceType kDevice>
 Results forward_autocast(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
                          const std::optional<at::Tensor>& bias, std::int64_t ignore_index,
                          c10::string_view reduction, double z_loss) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  const auto lower = [](const at::Tensor& tensor) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), tensor, at::kCPU);
-  };
-  return call_forward(lower(x), lower(weight), target,
-                      bias.has_value() ? std::optional(lower(*bias)) : std::nullopt, ignore_index,
-                      reduction, z_loss);
+  const autocast::Guard<kDevice> guard;
+  using autocast::lowered;
+  return call_forward(lowered<kDevice>(x), lowered<kDevice>(weight), target, lowered<kDevice>(bias),
+                      ignore_index, reduction, z_loss);
 }
 
 }  // namespace
@@ -369,7 +367,13 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("linear_cross_entropy_backward", backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("linear_cross_entropy", forward_autocast); }
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) {
+  m.impl("linear_cross_entropy", forward_autocast<at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl("linear_cross_entropy", forward_autocast<at::kCUDA>);
+}
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("linear_cross_entropy", forward_autograd);

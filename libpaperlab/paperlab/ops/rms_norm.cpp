@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "kernels/rms_norm/rms_norm.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -198,8 +199,20 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 Results forward_autograd(const at::Tensor& x, const at::Tensor& weight,
                          const std::optional<at::Tensor>& residual, double eps) {
   check_arguments("rms_norm", x, weight, residual);  // apply asks for sizes
+  refuse_forward_gradients("rms_norm", x, weight, residual);
   const auto results = RmsNorm::apply(x, weight, residual, eps);
   return {results[0], results[1], results[2]};
+}
+
+Results forward_autocast(const at::Tensor& x, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& residual, double eps) {
+  const autocast::Guard<at::kCPU> guard;
+  at::Tensor wide_x = x;
+  at::Tensor wide_weight = weight;
+  at::Tensor wide_residual = residual.value_or(at::Tensor());
+  autocast::widen({&wide_x, &wide_weight, &wide_residual});
+  return call_forward(wide_x, wide_weight,
+                      residual.has_value() ? std::optional(wide_residual) : std::nullopt, eps);
 }
 
 }  // namespace
@@ -231,6 +244,8 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("rms_norm", forward_meta);
   m.impl("rms_norm_backward", backward_meta);
 }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("rms_norm", forward_autocast); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("rms_norm", forward_autograd);

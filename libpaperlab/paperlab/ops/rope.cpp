@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "kernels/rope/rope.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -148,18 +149,26 @@ class Rope : public torch::autograd::Function<Rope> {
   }
 };
 
-bool has_tangent(const at::Tensor& x) { return x._fw_grad(0).defined(); }
-
 at::Tensor forward_autograd(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                             bool inverse) {
+  refuse_forward_gradients("rope", x, cos, sin);
   const bool records = at::GradMode::is_enabled() &&
                        (x.requires_grad() || cos.requires_grad() || sin.requires_grad());
-  if (!records && !has_tangent(x) && !has_tangent(cos) && !has_tangent(sin)) {
+  if (!records) {
     const at::AutoDispatchBelowADInplaceOrView guard;  // a decoding step spares the node
     return call_forward(x, cos, sin, inverse);
   }
   check_arguments(x, cos, sin);  // apply asks for sizes
   return Rope::apply(x, cos, sin, inverse);
+}
+
+// Tables follow x, which may be of fewer digits than they.
+template <c10::DeviceType kDevice>
+at::Tensor forward_autocast(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                            bool inverse) {
+  const autocast::Guard<kDevice> guard;
+  return call_forward(x, autocast::cast(cos, table_dtype(x)), autocast::cast(sin, table_dtype(x)),
+                      inverse);
 }
 
 }  // namespace
@@ -180,6 +189,10 @@ TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { m.impl("rope", forw
 TORCH_LIBRARY_IMPL(paperlab, CPU, m) { m.impl("rope", forward_cpu); }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) { m.impl("rope", forward_meta); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("rope", forward_autocast<at::kCPU>); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) { m.impl("rope", forward_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) { m.impl("rope", forward_autograd); }
 

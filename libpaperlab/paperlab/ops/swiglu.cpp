@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "kernels/swiglu/swiglu.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -136,7 +137,16 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
 
 at::Tensor forward_autograd(const at::Tensor& gate, const at::Tensor& up) {
   check_arguments("swiglu", gate, up);  // apply asks for sizes
+  refuse_forward_gradients("swiglu", gate, up);
   return Swiglu::apply(gate, up);
+}
+
+at::Tensor forward_autocast(const at::Tensor& gate, const at::Tensor& up) {
+  const autocast::Guard<at::kCPU> guard;
+  at::Tensor wide_gate = gate;
+  at::Tensor wide_up = up;
+  autocast::widen({&wide_gate, &wide_up});
+  return call_forward(wide_gate, wide_up);
 }
 
 }  // namespace
@@ -163,6 +173,8 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("swiglu", forward_meta);
   m.impl("swiglu_backward", backward_meta);
 }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("swiglu", forward_autocast); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("swiglu", forward_autograd);

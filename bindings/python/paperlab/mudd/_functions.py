@@ -69,7 +69,9 @@ def stacked(function: str, states: States) -> torch.Tensor:
 def _is_promoted(x: torch.Tensor) -> bool:
     """Whether autocast takes x in the widest dtype given."""
     kind = x.device.type
-    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    has_autocast = torch.amp.autocast_mode.is_autocast_available(
+        kind
+    ) and torch.is_autocast_enabled(kind)
     return has_autocast and x.is_floating_point()
 
 
@@ -90,9 +92,10 @@ def connection_weights(
     w2: [K, C*J], likewise; column c*J + j belongs to way c, source j.
     a: [C, J], likewise.
     ways: C, >= 1.
-    eps: finite, > 0.
+    eps: finite, > 0, also once rounded to float32 where x is not float64.
     gelu: "exact" (erf) or "tanh".
     The result is new, contiguous, in x's dtype and differentiable once with respect to all tensors.
+    Under autocast all tensors are taken in the widest dtype among them.
 
     Raises ValueError if a shape, device, layout or value is not as above, TypeError for a dtype or
     type. On the CPU float32 and bfloat16 accumulate in float32, float64 in float64, and the bits
@@ -121,7 +124,7 @@ def depth_aggregate(states: States, weights: torch.Tensor) -> torch.Tensor:
       tensors [B, T, D], which costs a copy.
     weights: [C, B, T, J], C >= 1, of states' dtype and device, any strides.
     Returns [C, B, T, D], new and contiguous, in that dtype, differentiable once with respect to
-    both.
+    both. Under autocast states and weights are taken in the widest dtype among them.
 
     Raises ValueError if a shape, device or layout is not as above, TypeError for a dtype or type.
     On the CPU float32 and bfloat16 accumulate in float32, float64 in float64, and the bits are the
