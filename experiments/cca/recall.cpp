@@ -234,7 +234,8 @@ void record_table(const Config& config, Run& run, const Study& study,
     for (const Method& method : methods) {
       accuracy.push_back(study.mean(config.recall_seeds, method.name, after(count)));
     }
-    columns.emplace_back("after_" + std::to_string(count), accuracy);
+    // By stage, not by steps, so that figures and tables hold for every preset.
+    columns.emplace_back("stage_" + std::to_string(columns.size() - 1), accuracy);
   }
   run.series("recall", columns);
 }
