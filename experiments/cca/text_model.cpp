@@ -271,7 +271,8 @@ void record_table(const Config& config, Run& run, const Study& study,
       for (const std::string& name : names) {
         bits.push_back(study.mean(config.text_seeds, name, bits_key(bucket, when)));
       }
-      columns.emplace_back(column_name(bucket, when), bits);
+      // Counted, not named by positions, so that figures and tables hold for every preset.
+      columns.emplace_back("bucket " + std::to_string(i + 1) + " " + when, bits);
     }
   }
   run.series("text model", columns);
