@@ -102,7 +102,9 @@ def test_inflation_is_limited(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         read(path, data_tar({"usr/a.gz": fits + gzip.compress(b"c")}))
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"abc" * 99)[:-12]])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"abc" * 99)[:-12]], ids=["no gzip", "cut short"]
+)
 def test_a_broken_gzip_file_is_refused(path: Path, content: bytes) -> None:
     with pytest.raises(DamagedPackageError, match=r"usr/a\.gz'"):
         read(path, data_tar({"usr/a.gz": content}))
