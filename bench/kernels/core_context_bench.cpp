@@ -25,6 +25,7 @@
 #include "paperlab/core/cpu_isa.h"
 #include "paperlab/core/json.h"
 #include "paperlab/core/parallel.h"
+#include "paperlab/ops/parallel_bridge.h"
 
 namespace paperlab::bench {
 namespace {
@@ -274,8 +275,8 @@ void one_query(const Case& of, const CoreContextShape& shape, const RatioArgumen
 
 void measure(const Case& of, const CoreContextShape& shape, const RatioArguments& arguments,
              RatioRow& row) {
-  const ThreadPool pool(row.num_threads);
   set_sdpa_threads(row.num_threads);
+  const Executor& pool = ops::torch_executor();
   switch (of.what) {
     case What::kPrefill:
       return prefill(of, shape, arguments, pool, row);

@@ -295,7 +295,7 @@ class Bench {
       row.shares = shares_of(products.problem(0), pool);
     } else {
       row.read_probe = timings[2];
-      row.read_roof_gb_s =
+      row.memory_roof_gb_s =
           std::max(read_roofs_[row.num_threads].gb_s, row.bytes / timings[2].low_us * 1e-3);
     }
   }

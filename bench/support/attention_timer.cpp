@@ -209,7 +209,7 @@ void AttentionTimer::one_query(const AttentionShape& shape, const Executor& exec
   row.other = timings[3];
   row.other_name = "heads as rows of one query";
   row.read_probe = timings[4];
-  row.read_roof_gb_s = std::max(roof(executor).gb_s, row.bytes / timings[4].low_us * 1e-3);
+  row.memory_roof_gb_s = std::max(roof(executor).gb_s, row.bytes / timings[4].low_us * 1e-3);
 }
 
 }  // namespace paperlab::bench

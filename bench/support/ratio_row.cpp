@@ -21,7 +21,7 @@ Json band(const Timing& timing) {
 }  // namespace
 
 double RatioRow::share_of_roof() const {
-  return bytes > 0.0 ? gb_s(*this) / read_roof_gb_s : gflops(*this, ours) / fma_roof_gflops;
+  return bytes > 0.0 ? gb_s(*this) / memory_roof_gb_s : gflops(*this, ours) / fma_roof_gflops;
 }
 
 double RatioRow::spread_percent() const {
@@ -70,8 +70,8 @@ Json json_of(const RatioRow& row) {
   }
   if (row.bytes > 0.0) {
     json["gb_s"] = json_number(gb_s(row));
-    json["read_roof_gb_s"] = json_number(row.read_roof_gb_s);
-    json["share_of_read_roof"] = json_number(row.share_of_roof());
+    json[row.memory_roof + "_roof_gb_s"] = json_number(row.memory_roof_gb_s);
+    json["share_of_" + row.memory_roof + "_roof"] = json_number(row.share_of_roof());
   } else {
     json["gflops"] = json_number(gflops(row, row.ours));
     json["baseline_gflops"] = json_number(gflops(row, row.baseline));

@@ -23,7 +23,8 @@ struct RatioRow {
   double flops = 0.0;
   double fma_roof_gflops = 0.0;
   double bytes = 0.0;
-  double read_roof_gb_s = 0.0;  // the best rate of the run or of the row's own probe
+  double memory_roof_gb_s = 0.0;     // the best rate of the run or of the row's own probe
+  std::string memory_roof = "read";  // what the probe does: "read" or "copy"
 
   Timing ours;
   Timing baseline;

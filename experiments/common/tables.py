@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from placeholders import filled
 from result_file import (
     InputError,
     brief,
@@ -64,6 +65,11 @@ BENCH_COLUMNS = {
     "share_of_fma_roof": "share of FMA roof",
     "gb_s": "GB/s",
     "share_of_read_roof": "share of read roof",
+    "tflops": "TFLOP/s",
+    "share_of_matmul_roof": "share of matmul roof",
+    "memory_mib": "MiB",
+    "baseline_memory_mib": "baseline, MiB",
+    "share_of_copy_roof": "share of copy roof",
     "baseline_share_of_fma_roof": "baseline's share",
     "share_target": "least share",
     "shares": "where the time goes",
@@ -163,7 +169,8 @@ def values_table(experiments: Path, paper: str, preset: str, name: str) -> list[
     if name not in declared:
         raise InputError(f"{config}: no table {brief(name)}{suggestion(name, declared)}")
     result = read_result(folder / "results" / f"{preset}.json")
-    return markdown(declared[name].heads(), declared[name].rows(result))
+    table = filled(declared[name], result)
+    return markdown(table.heads(), table.rows(result))
 
 
 def verdicts_table(experiments: Path, preset: str) -> list[str]:
