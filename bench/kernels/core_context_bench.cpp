@@ -269,7 +269,7 @@ void one_query(const Case& of, const CoreContextShape& shape, const RatioArgumen
   }
   row.flops = 0.0;
   row.bytes = static_cast<double>(cache_bytes(shape.dense(1))) / row.numbers[0].second;
-  row.read_roof_gb_s = read_roof(executor, arena.data(), arena.num_bytes()).gb_s;
+  row.memory_roof_gb_s = read_roof(executor, arena.data(), arena.num_bytes()).gb_s;
   set_timings(time_interleaved(contestants, arguments.num_repetitions, kRowSeconds), row);
 }
 
