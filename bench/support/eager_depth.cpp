@@ -204,7 +204,7 @@ struct EagerDepth::State {
   }
 
   at::Tensor grad_like(EagerDepthForm form, std::int64_t l, std::int64_t c) const {
-    if (form == EagerDepthForm::kLoop) {
+    if (form == EagerDepthForm::kLoop || form == EagerDepthForm::kAddcmul) {
       return grad_out[c];
     }
     return form == EagerDepthForm::kEinsum ? grad_out.narrow(0, 0, pass.ways(l))
