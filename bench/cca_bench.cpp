@@ -10,11 +10,15 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/softmax.h>
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <map>
 #include <string>
 #include <utility>
@@ -44,6 +48,8 @@ constexpr std::int64_t kHeads = 8;
 constexpr std::int64_t kHeadDim = 64;
 constexpr std::int64_t kDecodeHeadDim = 128;
 constexpr std::int64_t kTotalBytes = std::int64_t{1} << 26;  // that caches in turn take at least
+constexpr std::int64_t kLeastCaches = 4;
+constexpr std::int64_t kMaxEager = 4096;  // tokens
 
 struct Inputs {
   at::Tensor query;
@@ -57,6 +63,7 @@ struct Method {
   std::string name;
   bool has_core = false;
   Attention attend;
+  bool is_full = false;
 };
 
 // Pairs of one head; a window of s keys has nearly those of sinks and a window of s in all.
@@ -64,28 +71,48 @@ double pairs_of(const Method& method, std::int64_t length) {
   if (method.has_core) {
     return static_cast<double>(cca::cost(length).pairs);
   }
+  if (method.is_full) {
+    return static_cast<double>(cca::cost(length).full_pairs);
+  }
   const std::int64_t within = std::min(length, kWindow);
   const std::int64_t missing = within * (within - 1) / 2;  // of the first rows
   return static_cast<double>(within * length - missing);
 }
 
-std::vector<Method> methods() {
+// By LibTorch's plain operations; memory is O(T^2).
+at::Tensor eager(const Inputs& in) {
+  const std::int64_t length = in.query.size(2);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(in.query.size(3)));
+  const at::Tensor is_later =
+      at::ones({length, length}, at::TensorOptions().dtype(at::kBool)).triu(1);
+  const at::Tensor logits = at::matmul(in.query.mul(scale), in.key.transpose(2, 3))
+                                .masked_fill_(is_later, -std::numeric_limits<double>::infinity());
+  return at::matmul(at::softmax(logits, -1), in.value);
+}
+
+// The first two are of claims.
+std::vector<Method> methods(std::int64_t length) {
   const baselines::StreamingLlmOptions streaming{.sinks = 4, .recent = kWindow - 5};
   const baselines::LmInfiniteOptions lm{
       .global_tokens = 10, .local = kWindow - 10, .limit = kWindow - 10};
-  return {{"CCA", true,
-           [](const Inputs& in) { return cca::attention(in.query, in.key, in.value).out; }},
-          {"window 1024", false,
-           [](const Inputs& in) {
-             return baselines::sliding_window(in.query, in.key, in.value, kWindow).out;
-           }},
-          {"StreamingLLM 4 + 1020", false,
-           [streaming](const Inputs& in) {
-             return baselines::streaming_llm(in.query, in.key, in.value, streaming).out;
-           }},
-          {"LM-Infinite 10 + 1014", false, [lm](const Inputs& in) {
-             return baselines::lm_infinite(in.query, in.key, in.value, lm).out;
-           }}};
+  std::vector<Method> all = {
+      {"CCA", true,
+       [](const Inputs& in) { return cca::attention(in.query, in.key, in.value).out; }},
+      {"window 1024", false,
+       [](const Inputs& in) {
+         return baselines::sliding_window(in.query, in.key, in.value, kWindow).out;
+       }},
+      {"StreamingLLM 4 + 1020", false,
+       [streaming](const Inputs& in) {
+         return baselines::streaming_llm(in.query, in.key, in.value, streaming).out;
+       }},
+      {"LM-Infinite 10 + 1014", false, [lm](const Inputs& in) {
+         return baselines::lm_infinite(in.query, in.key, in.value, lm).out;
+       }}};
+  if (length <= kMaxEager) {
+    all.push_back({"full, eager", false, eager, true});
+  }
+  return all;
 }
 
 // The last query of `length` tokens over what a cache of either form holds of them.
@@ -102,12 +129,15 @@ struct Caches {
     };
     const std::int64_t core = num_past / kGroup;
     const std::int64_t bytes_of_token = 2 * kHeads * kDecodeHeadDim * 4;
-    const std::int64_t count = 1 + kTotalBytes / ((core + kWindow) * bytes_of_token);
+    const auto count_of = [](std::int64_t bytes) {
+      return std::max(kLeastCaches, 1 + kTotalBytes / bytes);
+    };
+    const std::int64_t count = count_of((core + kWindow) * bytes_of_token);
     for (std::int64_t i = 0; i < count; ++i) {
       raw.push_back({random(1), random(kWindow), random(kWindow)});
       prefix.push_back({{}, random(core), random(core)});
     }
-    for (std::int64_t i = 0; i <= kTotalBytes / (length * bytes_of_token); ++i) {
+    for (std::int64_t i = 0; i < count_of(length * bytes_of_token); ++i) {
       full.push_back({random(1), random(length), random(length)});
     }
   }
@@ -208,7 +238,7 @@ class Bench {
     }
     const std::vector<std::int64_t> shape = {1, kHeads, length, kHeadDim};
     const Inputs in{at::randn(shape), at::randn(shape), at::randn(shape)};
-    const std::vector<Method> all = methods();
+    const std::vector<Method> all = methods(length);
     std::vector<Contestant> contestants = {
         {[] {}, [&] { baselines::full(in.query, in.key, in.value); }}};
     for (const Method& method : all) {

@@ -11,9 +11,14 @@ if(NOT PAPERLAB_WITH_CUDA STREQUAL "OFF")
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
+    # Its types alone: the library is loaded when a product needs it.
+    find_path(PAPERLAB_CUBLASLT_INCLUDE cublasLt.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
+  endif()
+  if(CMAKE_CUDA_COMPILER AND PAPERLAB_CUBLASLT_INCLUDE)
     set(PAPERLAB_HAS_CUDA 1)
   elseif(PAPERLAB_WITH_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "PAPERLAB_WITH_CUDA=ON needs a CUDA compiler (nvcc); none was found")
+    message(FATAL_ERROR
+      "PAPERLAB_WITH_CUDA=ON needs a CUDA toolkit with nvcc and cublasLt.h; none was found")
   endif()
 endif()
 
@@ -30,11 +35,16 @@ if(PAPERLAB_HAS_CUDA)
   set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
   set(PAPERLAB_CUDA_FLAGS
     -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
-    --Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off --fmad=false)
-  # ptxas prints its performance warnings (C75nn) as information: the launcher makes them errors.
+    --Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off --fmad=false
+    -Xptxas=-v)
+  # ptxas prints what kernels take and its performance warnings (C75nn) as information: the launcher
+  # keeps the one in tables and makes errors of the others, of spills and of what is over budget.
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/nvcc_strict.sh ${PAPERLAB_CCACHE})
+  # The tables are those of a compiler: scripts/kernel_resources.py compares equal ones only.
+  string(REGEX MATCH "^[0-9]+\\.[0-9]+" nvcc_release ${CMAKE_CUDA_COMPILER_VERSION})
+  file(CONFIGURE OUTPUT nvcc_release CONTENT "${nvcc_release}\n")
 else()
-  message(STATUS "CUDA kernels: off (${PAPERLAB_WITH_CUDA}; no nvcc in use)")
+  message(STATUS "CUDA kernels: off (${PAPERLAB_WITH_CUDA}; no nvcc with cublasLt.h in use)")
 endif()
 
 target_compile_definitions(paperlab_flags INTERFACE PAPERLAB_HAS_CUDA=${PAPERLAB_HAS_CUDA})

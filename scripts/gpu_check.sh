@@ -1,23 +1,33 @@
 # shellcheck shell=bash
-#: Usage: ./paperlab gpu-check [--out DIR]
+#: Usage: ./paperlab gpu-check [--out DIR] [--limit SECONDS] [--dry-run]
 #:
-#: On a machine with an NVIDIA GPU and a CUDA toolkit: builds everything with CUDA (build/cuda),
-#: runs the tests labelled gpu, of which none may be skipped, and the benchmarks; writes
-#: DIR/gpu-check.json (machine, tests, benchmarks) and DIR/gpu-check.log. Without a GPU: one line
-#: and exit code 1.
+#: On a machine with an NVIDIA GPU and a CUDA toolkit: builds with CUDA (build/cuda), runs the tests
+#: that need a GPU, of which none may be skipped, the small ones under compute-sanitizer where it
+#: exists, and the benchmarks of the CUDA kernels beside LibTorch's. Nothing is fetched. Writes
+#:
+#:   DIR/gpu-check.json   machine, parts, tests, benchmarks: from the first seconds on, after each
+#:                        part anew
+#:   DIR/cuda.json        rows of the benchmarks, for bench/results/<gpu>/
+#:   DIR/gpu-check.log    what the parts printed
+#:
+#: Every part has its time, and the whole ends within the limit; what was cut off says so. Exit code
+#: 0 if the build, the tests and the sanitizers passed. Without a GPU: one line and exit code 1.
 #:
 #: Options
-#:   --out DIR   where the two files go (default results/gpu-check/ in the checkout)
+#:   --out DIR         where the files go (default results/gpu-check/ in the checkout)
+#:   --limit SECONDS   of the whole call (default 540)
+#:   --dry-run         print the parts and their times; needs no GPU and runs nothing
 #:
 #: A folder .deps in the checkout stands for apt and pip on a machine without network: libraries
 #: and headers as in `dpkg -x PACKAGE .deps`; torch is then the active python3's.
 
-parse_options --out= -- "$@"
+began=${EPOCHREALTIME/,/.}
+parse_options --out= --limit= --dry-run -- "$@"
 no_arguments
-require_gpu
+limit=${OPTION[limit]:-540}
+[[ $limit =~ ^[0-9]+$ ]] || fail 2 "--limit must be a number of seconds, got '$limit'"
+[[ -v OPTION[dry-run] ]] || require_gpu
 out=${OPTION[out]:-$(default_results)/gpu-check}
-require_writable "$out"
-log=$out/gpu-check.log
 
 deps=$ROOT/.deps
 [[ ! -d $deps ]] || PAPERLAB_VENV=$deps/venv
@@ -39,44 +49,27 @@ use_deps() {
   write_stamp develop
 }
 
-run_gpu_tests() {
-  local status=0
-  ctest --test-dir "$ROOT/build/cuda" -L gpu --no-tests=error --output-on-failure </dev/null \
-    >"$log" 2>&1 || status=$?
-  cat -- "$log"
-  if grep -q 'Skipped)' "$log"; then status=1; fi
-  return "$status"
+# run_parts OPTION...: in the order of scripts/run_gpu_parts.py.
+run_parts() {
+  PAPERLAB_VENV=$VENV "$PYTHON" "$ROOT/scripts/run_gpu_parts.py" --out "$out" --limit "$limit" \
+    --began "$began" --tree "$ROOT/build/cuda" --jobs "$(num_jobs)" "$@"
 }
 
-# Runs every benchmark into a folder of its own; prints the names of those that failed.
-run_benchmarks() {
-  local program name
-  for program in "$ROOT"/build/cuda/bin/*_bench; do
-    [[ -x $program ]] || continue
-    name=$(basename "$program" _bench)
-    printf '== %s\n' "$name" | tee -a "$log" >&3
-    "$program" --out "$parts/$name.json" </dev/null 2>&1 | tee -a "$log" >&3 ||
-      printf '%s\n' "$name"
-  done
-}
-
+if [[ -v OPTION[dry-run] ]]; then
+  ensure_environment run
+  run_parts --dry-run
+  exit
+fi
+require_writable "$out"
 if [[ -d $deps ]]; then use_deps; else ensure_environment develop; fi
 headers=()
 for folder in "$deps"/usr/include/python3.*; do
   [[ ! -f $folder/Python.h ]] || headers=(-DPython3_INCLUDE_DIR="$folder")
 done
 ensure_configured cuda develop "${headers[@]}"
-ensure_built cuda all
-
-parts=$(mktemp -d)
-trap 'rm -rf -- "$parts"' EXIT
-tests=passed
-run_gpu_tests || tests=failed
-broken=$(run_benchmarks)
-PAPERLAB_VENV=$VENV "$ROOT/paperlab" doctor --json >"$parts/machine"
-"$PYTHON" "$ROOT/scripts/join_gpu_check.py" --tests "$tests" --log "$log" "$parts" \
-  >"$out/gpu-check.json.tmp"
-mv -- "$out/gpu-check.json.tmp" "$out/gpu-check.json"
+lock_tree
+status=0
+run_parts || status=$?
+unlock_tree
 printf '%s/gpu-check.json\n' "${out%/}"
-[[ $tests == passed ]] || fail 1 "tests on the GPU failed or were skipped; see $log"
-[[ -z $broken ]] || fail 1 "benchmarks failed: ${broken//$'\n'/ }"
+[[ $status -eq 0 ]] || fail 1 "a part failed or did not end; see $out/gpu-check.json"

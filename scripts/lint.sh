@@ -10,7 +10,7 @@
 #: Long files and functions are listed, which is no failure.
 #:
 #: Options
-#:   --all      clang-tidy on the files with LibTorch too (half a minute each)
+#:   --all      clang-tidy on the files with LibTorch too (half a minute each), and its path analyzer
 #:   --staged   only the files of the next commit; for a git hook
 #:
 #: To reformat: .venv/bin/clang-format -i FILE..., .venv/bin/ruff format FILE...
@@ -85,7 +85,7 @@ check_types() {
 
 check_tidy() {
   local -a options=("$ROOT/build/release" --jobs "$(nproc)") cpp
-  [[ ! -v OPTION[all] ]] || options+=(--with-torch)
+  [[ ! -v OPTION[all] ]] || options+=(--all)
   if [[ -v OPTION[staged] ]]; then
     mapfile -t cpp < <(with_suffix cpp)
     [[ ${#cpp[@]} -gt 0 ]] || return 0

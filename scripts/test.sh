@@ -25,13 +25,16 @@ run_ctest() {
   printf '== ctest in build/%s\n' "$preset"
   ctest --test-dir "$ROOT/build/$preset" --output-on-failure --parallel "$(nproc)" "$@" </dev/null ||
     failed+=("ctest in build/$preset")
-  show_skips "$ROOT/build/$preset/Testing/Temporary/LastTest.log"
+  show_counts "$ROOT/build/$preset/Testing/Temporary/LastTest.log"
 }
 
-# GoogleTest's reasons for skipping, which ctest keeps to itself, with how many tests gave each.
-show_skips() {
+# What ctest keeps to itself: how many of GoogleTest's tests ran, and the reasons for skipping with
+# how many tests gave each.
+show_counts() {
   local line count reason
   [[ -r $1 ]] || return 0
+  awk '/^\[=+\] [0-9]+ tests? from .* ran\./ { count += $2 }
+    END { if (count) print count " tests of GoogleTest" }' "$1"
   { grep -A1 ': Skipped$' "$1" || true; } | while read -r line; do
     [[ $line == *': Skipped' || $line == -- ]] || printf '%s\n' "$line"
   done | sort | uniq -c | while read -r count reason; do
@@ -74,8 +77,12 @@ run_pytest() {
 
 parse_options --all -k= -- "$@"
 no_arguments
-ctest_choice=(-LE slow) pytest_choice=() # pyproject.toml leaves pytest's slow ones out
-[[ ! -v OPTION[all] ]] || ctest_choice=() pytest_choice=(-m '')
+# Tests by themselves are for -k, programs of them for all else (tests/CMakeLists.txt); pyproject.toml
+# leaves pytest's slow ones out.
+left_out='unit|gpu' pytest_choice=()
+[[ ! -v OPTION[k] ]] || left_out=whole
+if [[ -v OPTION[all] ]]; then pytest_choice=(-m ''); else left_out+='|slow'; fi
+ctest_choice=(-LE "^($left_out)\$")
 if [[ -v OPTION[k] ]]; then
   ctest_choice+=(-R "${OPTION[k]}")
   pytest_choice+=(-k "${OPTION[k]}")

@@ -1,9 +1,10 @@
-"""Runs clang-tidy over compiled files: tidy.py BUILD-DIR [--with-torch] [--jobs N] [FILE...].
+"""Runs clang-tidy over compiled files: tidy.py BUILD-DIR [--all] [--jobs N] [FILE...].
 
-Without --with-torch only files whose command has no include folder of LibTorch are read: those
-take seconds, the others half a minute. In tests and benchmarks the path analyzer is left out: the
-macros there cost it ten seconds a file. A file that passed is not read again until it, a header of
-the project that it includes, its command or .clang-tidy changes.
+Without --all only files whose command has no include folder of LibTorch are read, without the path
+analyzer: the others take half a minute each, and the analyzer takes twice the time of all else. It
+is left out in tests and benchmarks anyway: the macros there cost it ten seconds a file. A file that
+passed is not read again until it, a header of the project that it includes, its command or
+.clang-tidy changes.
 """
 
 import argparse
@@ -31,19 +32,19 @@ class Unit:
 
     file: Path
     options: tuple[str, ...]
+    is_analyzed: bool
 
     @property
     def extra(self) -> tuple[str, ...]:
         """Options of clang-tidy itself."""
-        is_test = self.file.parts[0] in {"tests", "bench"}
-        return ("--checks=-clang-analyzer-*",) if is_test else ()
+        return () if self.is_analyzed else ("--checks=-clang-analyzer-*",)
 
     @property
     def uses_torch(self) -> bool:
         return any(TORCH_FOLDER.search(option) for option in self.options)
 
 
-def units(build_dir: Path) -> list[Unit]:
+def units(build_dir: Path, analyze: bool) -> list[Unit]:
     """The project's files of compile_commands.json, each once per instruction set."""
     entries = json.loads((build_dir / "compile_commands.json").read_text(encoding="utf-8"))
     found: dict[tuple[Path, str], Unit] = {}
@@ -53,7 +54,9 @@ def units(build_dir: Path) -> list[Unit]:
             continue
         options = clang_options(shlex.split(entry["command"]))
         isa = next((option for option in options if option.startswith("-DPAPERLAB_ISA")), "")
-        found.setdefault((file, isa), Unit(file.relative_to(ROOT), options))
+        path = file.relative_to(ROOT)
+        is_analyzed = analyze and path.parts[0] not in {"tests", "bench"}
+        found.setdefault((file, isa), Unit(path, options, is_analyzed))
     return sorted(found.values(), key=lambda unit: (unit.file, unit.options))
 
 
@@ -121,14 +124,15 @@ def concerns_us(output: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("build_dir", type=Path)
-    parser.add_argument("--with-torch", action="store_true")
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("files", nargs="*", type=Path)
     arguments = parser.parse_args()
     build_dir = arguments.build_dir.resolve()
     passed = build_dir / "tidy"
     passed.mkdir(exist_ok=True)
-    wanted = [unit for unit in units(build_dir) if arguments.with_torch or not unit.uses_torch]
+    found = units(build_dir, analyze=arguments.all)
+    wanted = [unit for unit in found if arguments.all or not unit.uses_torch]
     if arguments.files:
         wanted = [unit for unit in wanted if unit.file in set(arguments.files)]
     with ThreadPoolExecutor(arguments.jobs) as pool:

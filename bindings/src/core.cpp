@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include <exception>
+#include <string>
 #include <utility>
 
 #include "bindings/src/registrars.h"
@@ -8,6 +9,7 @@
 #include "paperlab/core/error.h"
 #include "paperlab/core/parallel.h"
 #include "paperlab/core/version.h"
+#include "paperlab/ops/backend.h"
 
 namespace paperlab::bindings {
 namespace {
@@ -71,6 +73,14 @@ void register_core(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> without_gil;
   m.def("set_num_threads", &set_num_threads, py::arg("num_threads"), without_gil);
   m.def("get_num_threads", &get_num_threads, without_gil);
+
+  m.def(
+      "set_backend",
+      [](const std::string& name) {
+        ops::set_backend(ops::backend_of_name("set_backend: name", name));
+      },
+      py::arg("name"));
+  m.def("get_backend", [] { return ops::backend_name(ops::backend()); });
 }
 
 }  // namespace paperlab::bindings

@@ -14,6 +14,7 @@
 #include "bindings/src/choice.h"
 #include "bindings/src/dtypes.h"
 #include "bindings/src/registrars.h"
+#include "paperlab/mudd/analysis.h"
 #include "paperlab/mudd/layout.h"
 #include "paperlab/mudd/load.h"
 #include "paperlab/mudd/model.h"
@@ -122,14 +123,17 @@ nn::HfDecoder of_config(const std::string& text) {
   return model;
 }
 
+mudd::MuddConfig config_of(const nn::HfDecoder& model) {
+  return mudd::read_published_config("config", model.directory.config).config;
+}
+
 using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // States, weights (or None), streams Q, K, V, R of each layer, logits.
 std::tuple<std::vector<at::Tensor>, std::vector<std::optional<at::Tensor>>,
            std::vector<FourTensors>, at::Tensor>
 trace(const nn::HfDecoder& model, const at::Tensor& tokens) {
-  const auto published = mudd::read_published_config("config", model.directory.config);
-  mudd::Trace result = mudd::trace(published.config, *model.decoder, tokens);
+  mudd::Trace result = mudd::trace(config_of(model), *model.decoder, tokens);
   std::vector<std::optional<at::Tensor>> weights;
   for (const at::Tensor& value : result.weights) {
     weights.push_back(value.defined() ? std::optional(value) : std::nullopt);
@@ -142,10 +146,50 @@ trace(const nn::HfDecoder& model, const at::Tensor& tokens) {
           std::move(result.logits)};
 }
 
+// By stream, then by pair of blocks.
+std::map<std::string, std::vector<double>> input_cosines(const nn::HfDecoder& model,
+                                                         const at::Tensor& tokens) {
+  const auto found = mudd::adjacent_input_cosine(config_of(model), *model.decoder, tokens);
+  std::map<std::string, std::vector<double>> result;
+  for (std::size_t way = 0; way < found.ways.size(); ++way) {
+    result.emplace(std::string(1, found.ways[way]), found.cosines[way]);
+  }
+  return result;
+}
+
+std::vector<double> head_activation(const nn::HfDecoder& model, const at::Tensor& tokens,
+                                    std::int64_t num_initial,
+                                    const std::vector<std::int64_t>& sink_tokens) {
+  return mudd::head_activation_ratio(config_of(model), *model.decoder, tokens,
+                                     {num_initial, sink_tokens});
+}
+
+// Layer, ways, sources, mean, standard deviation.
+using OneConnection =
+    std::tuple<std::int64_t, std::string, std::vector<std::int64_t>, at::Tensor, at::Tensor>;
+
+std::vector<OneConnection> rectified_weights(const nn::HfDecoder& model, const at::Tensor& tokens) {
+  std::vector<OneConnection> result;
+  for (auto& stats : mudd::rectified_connection_weights(config_of(model), *model.decoder, tokens)) {
+    result.emplace_back(stats.layer, std::move(stats.ways), std::move(stats.sources),
+                        std::move(stats.mean), std::move(stats.std));
+  }
+  return result;
+}
+
+void register_analysis(py::module_& m) {
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+  m.def("mudd_input_cosines", &input_cosines, py::arg("model"), py::arg("tokens"), NoGil());
+  m.def("mudd_head_activation", &head_activation, py::arg("model"), py::arg("tokens"),
+        py::arg("num_initial"), py::arg("sink_tokens"), NoGil());
+  m.def("mudd_rectified_weights", &rectified_weights, py::arg("model"), py::arg("tokens"), NoGil());
+}
+
 }  // namespace
 
 void register_mudd_model(py::module_& m) {
   register_config(m);
+  register_analysis(m);
   m.def("new_mudd", &new_model, py::arg("config"), py::arg("seed"), py::arg("dtype"));
   m.def("mudd_of_config", &of_config, py::arg("config"));
   m.def("load_mudd", &load, py::arg("directory"), py::arg("dtype"));

@@ -19,6 +19,7 @@
 #include "paperlab/nn/generate.h"
 #include "paperlab/nn/load.h"
 #include "paperlab/nn/roles.h"
+#include "paperlab/nn/save.h"
 
 namespace paperlab::bindings {
 namespace {
@@ -49,6 +50,34 @@ class PythonLinear final : public nn::Linear {
  private:
   Function function_;
   std::shared_ptr<const nn::Linear> original_;
+};
+
+// Weight files that a Python object writes, which has these methods.
+class PythonWeightFiles final : public nn::WeightFiles {
+ public:
+  explicit PythonWeightFiles(const py::object& files) : files_(files) {}
+
+  void write(const std::map<std::string, at::Tensor>& tensors) override {
+    const py::gil_scoped_acquire gil;
+    files_.attr("write")(tensors);
+  }
+
+  void finish() override {
+    const py::gil_scoped_acquire gil;
+    files_.attr("finish")();
+  }
+
+  void discard() noexcept override {
+    const py::gil_scoped_acquire gil;
+    try {
+      files_.attr("discard")();
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("Decoder.save_with");
+    }
+  }
+
+ private:
+  const py::object& files_;
 };
 
 std::shared_ptr<const nn::Linear> original_of(const nn::LinearSlot& slot) {
@@ -184,10 +213,18 @@ void register_nn(py::module_& m) {
       .def("copy", &copy)
       .def(
           "save",
-          [](const nn::HfDecoder& model, const std::string& directory) {
-            nn::save(model, directory);
+          [](const nn::HfDecoder& model, const std::string& directory,
+             std::uint64_t max_shard_bytes) {
+            nn::save(model, directory, {max_shard_bytes, nullptr});
           },
-          py::arg("directory"), NoGil())
+          py::arg("directory"), py::arg("max_shard_bytes"), NoGil())
+      .def(
+          "save_with",
+          [](const nn::HfDecoder& model, const std::string& directory, const py::object& files) {
+            PythonWeightFiles weight_files(files);
+            nn::save(model, directory, {io::kMaxShardBytes, &weight_files});
+          },
+          py::arg("directory"), py::arg("files"), NoGil())
       .def_property_readonly(
           "config", [](const nn::HfDecoder& model) { return model.directory.config.dump(); })
       .def_property_readonly(

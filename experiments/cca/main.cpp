@@ -16,8 +16,12 @@ void reproduce(const Config& config, Run& run) {
   run.row("kv-cache", [&] { kv_cache(config, run); });
   run.row("partition", [&] { partition(config, run); });
   run.row("recall", [&] { recall(config, run); });
-  run.row("text-model", {config.corpus, config.domains},
-          [&](const std::string& tokens) { text_model(config, run, tokens); });
+  std::vector<Corpus> texts;
+  for (const std::string& name : config.text_corpora) {
+    texts.push_back(Corpus::of_name(name));
+  }
+  run.row("text-model", texts,
+          [&](const std::vector<std::string>& tokens) { text_model(config, run, tokens); });
   const Corpus read_by_model{config.corpus, config.domains, config.model};
   run.row("pages", read_by_model, [&](const std::string& tokens) { pages(config, run, tokens); });
   run.row("tuned-pages", read_by_model,

@@ -30,7 +30,8 @@ constexpr std::uint64_t kTuneStream = 1001;
 constexpr std::uint64_t kTestStream = 1002;
 constexpr std::uint64_t kReadOutStream = 1003;
 constexpr std::uint64_t kTestSeed = 0;  // one test for all models
-constexpr std::int64_t kAtOnce = 64;
+constexpr std::int64_t kAtOnce = 64;    // sequences of a measurement, and tokens:
+constexpr std::int64_t kTokensAtOnce = 65536;
 constexpr std::size_t kDepths = 8;  // a text of 64 has as many slots
 constexpr Recipe kRecipe{.learning_rate = 3e-3, .warmup_steps = 20};
 
@@ -119,8 +120,9 @@ Found measure(const Finder& finder, const Config& config, std::int64_t length) {
   Found found;
   found.right.resize(static_cast<std::size_t>(num_needle_slots(length)));
   found.asked.resize(found.right.size());
-  for (std::int64_t begin = 0; begin < config.recall_sequences; begin += kAtOnce) {
-    const std::int64_t count = std::min(kAtOnce, config.recall_sequences - begin);
+  const std::int64_t at_once = std::clamp<std::int64_t>(kTokensAtOnce / length, 1, kAtOnce);
+  for (std::int64_t begin = 0; begin < config.recall_sequences; begin += at_once) {
+    const std::int64_t count = std::min(at_once, config.recall_sequences - begin);
     const NeedleBatch batch = needle_batch(kTestSeed, kTestStream, begin, count, length);
     const at::Tensor answers =
         finder.answers(batch.tokens.to(at::Device(config.device))).argmax(-1).cpu();
@@ -249,7 +251,7 @@ void recall(const Config& config, Run& run) {
   for (const Method& method : methods) {
     forks.push_back(fork_of(config, method));
   }
-  Study study(run, "recall");
+  Study study(run, "recall", config.step_s);
   study.complete(config.recall_seeds, base_of(config), forks);
   record_table(config, run, study, methods);
   const auto mean = [&](const std::string& task, std::int64_t steps) {

@@ -10,11 +10,17 @@
 namespace paperlab::experiments::cca {
 
 struct Config {
+  // Of the pages that the real model reads.
   std::string corpus = "manual-pages";
   std::vector<std::string> domains = {"en"};
+  // Of the model of bytes: names of texts (experiments/common/run.h), no domain twice.
+  std::vector<std::string> text_corpora = {"manual-pages:en,de,fr,ru", "code:c,python"};
   std::string model = "smollm2";  // of `./paperlab fetch`
   std::string device = "cpu";
   std::string dtype = "float32";  // or "float64": of models that are trained or measured
+  // Seconds that a training step is taken for, or longer if one was: tasks run one by one, within
+  // --limit. 0: side by side, on the CPU.
+  double step_s = 0.0;
   // Group size g and window s of the paper, and of the cache's curve.
   std::int64_t group_size = 16;
   std::int64_t window = 1024;
@@ -77,9 +83,11 @@ struct Config {
   void fields(auto&& visit) {
     visit("corpus", corpus);
     visit("domains", domains);
+    visit("text_corpora", text_corpora);
     visit("model", model);
     visit("device", device);
     visit("dtype", dtype);
+    visit("step_s", step_s);
     visit("group_size", group_size);
     visit("window", window);
     visit("cache_lengths", cache_lengths);
@@ -135,7 +143,8 @@ struct Config {
     visit("speed_part_s", speed_part_s);
   }
 
-  void validate() const;  // throws ValueError
+  // Throws ValueError, and UnsupportedError if the device is not there.
+  void validate() const;
 };
 
 // The paper's numbers and arithmetic on them.
@@ -151,7 +160,7 @@ void partition(const Config& config, Run& run);
 
 // Trained models.
 void recall(const Config& config, Run& run);
-void text_model(const Config& config, Run& run, const std::string& tokens);
+void text_model(const Config& config, Run& run, const std::vector<std::string>& tokens);
 // A fetched model; `tokens` is the folder of its tokens of the text.
 void pages(const Config& config, Run& run, const std::string& tokens);
 void tuned_pages(const Config& config, Run& run, const std::string& tokens);

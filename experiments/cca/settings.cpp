@@ -1,11 +1,14 @@
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "experiments/cca/rows.h"
 #include "paperlab/core/error.h"
+#include "paperlab/ops/device.h"
 
 namespace paperlab::experiments::cca {
 namespace {
@@ -40,6 +43,19 @@ void check_buckets(const char* name, const std::vector<std::int64_t>& ends, std:
         std::string(name) + " must be " + std::to_string(least + 1) +
             " or more numbers from 0 to " + std::to_string(length),
         text_of(ends));
+}
+
+void check_corpora(const std::vector<std::string>& names) {
+  std::set<std::string> domains;
+  for (const std::string& name : names) {
+    const Corpus corpus = Corpus::of_name(name);
+    check(corpus.model.empty() && !corpus.domains.empty() && corpus.name() == name,
+          "text_corpora must name texts and their domains, such as code:c,python", name);
+    for (const std::string& domain : corpus.domains) {
+      check(domains.insert(domain).second, "text_corpora must name each domain once", domain);
+    }
+  }
+  check(!domains.empty(), "text_corpora must name at least one", "none");
 }
 
 void check_seeds(const char* name, std::vector<std::uint64_t> seeds) {
@@ -85,7 +101,12 @@ void Config::validate() const {
   check(text_width % (2 * text_heads) == 0 && text_width >= 1,
         "text_width must be a multiple of 2 text_heads", std::to_string(text_width));
   check(!domains.empty(), "domains must name at least one", "none");
+  check_corpora(text_corpora);
   check(device == "cpu" || device == "cuda", "device must be cpu or cuda", device);
+  check(std::isfinite(step_s) && step_s >= 0.0, "step_s must be finite and >= 0",
+        std::to_string(step_s));
+  check(device == "cpu" || step_s > 0.0, "step_s must be > 0 where the device is cuda",
+        std::to_string(step_s));
   check(dtype == "float32" || dtype == "float64", "dtype must be float32 or float64", dtype);
   check(speed_dtype == "float32" || speed_dtype == "float64" || speed_dtype == "bfloat16",
         "speed_dtype must be float32, float64 or bfloat16", speed_dtype);
@@ -106,6 +127,7 @@ void Config::validate() const {
   check_buckets("text_buckets", text_buckets, text_length, 1);
   check_buckets("page_buckets", page_buckets, page_length, 2);
   check_buckets("long_buckets", long_buckets, long_length, 1);
+  ops::require_device(at::Device(device));
 }
 
 }  // namespace paperlab::experiments::cca

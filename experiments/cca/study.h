@@ -1,6 +1,7 @@
 #pragma once
-// Independent tasks, side by side on one thread each and kept one by one; and studies, where some
-// tasks go on from what a base task has trained.
+// Independent tasks, kept one by one; and studies, where some tasks go on from what a base task has
+// trained. Tasks run side by side on one thread each, or (step_s > 0, see Config) one after
+// another.
 
 #include <ATen/core/Tensor.h>
 
@@ -38,26 +39,35 @@ struct Task {
 
 class Tasks {
  public:
-  explicit Tasks(Run& run) : run_(run) {}
+  Tasks(Run& run, double step_s) : run_(run), step_s_(step_s) {}
 
   bool is_done(const std::string& task) const;
 
   // Steps that the progress counts; run() has to follow.
   void plan(const std::vector<Task>& tasks);
 
-  // Runs all and records those that are not done as "<task>: <what>".
+  bool are_side_by_side() const { return step_s_ == 0.0; }
+
+  // Runs all, side by side or one after another within the limit, and records those that are not
+  // done as "<task>: <what>".
   void run(const std::vector<Task>& tasks);
+
+  // One after another: the first task, and those that fit into the call's limit. `least` of them
+  // are run whatever the limit says once the first has begun, which may begin if they all fit.
+  void run_within_limit(const std::vector<Task>& tasks, std::size_t least);
 
  private:
   void record(const Task& task, const Outcome& outcome);
+  void run_here(const Task& task);
 
   Run& run_;
+  double step_s_;  // the longest that was measured, but at least the setting's
   std::int64_t num_planned_ = 0;
   std::atomic<std::int64_t> num_done_ = 0;
 };
 
 // The tasks that are not done.
-void complete(Run& run, const std::vector<Task>& tasks);
+void complete(Run& run, double step_s, const std::vector<Task>& tasks);
 
 using Tensors = std::vector<at::Tensor>;
 
@@ -77,7 +87,8 @@ struct Fork {
 // trained only if it or a fork of it is missing.
 class Study {
  public:
-  Study(Run& run, std::string name) : run_(run), name_(std::move(name)) {}
+  Study(Run& run, std::string name, double step_s)
+      : run_(run), name_(std::move(name)), step_s_(step_s) {}
 
   void complete(const std::vector<std::uint64_t>& seeds, const Base& base,
                 const std::vector<Fork>& forks);
@@ -91,6 +102,7 @@ class Study {
 
   Run& run_;
   std::string name_;
+  double step_s_;
 };
 
 }  // namespace paperlab::experiments::cca

@@ -29,14 +29,20 @@ constexpr const char* kHeldOut[] = {"valid", "test"};
 
 }  // namespace
 
-Text::Text(const Config& config, const std::string& tokens_folder)
-    : folder_(tokens_folder), names_(config.domains) {}
+Text::Text(const std::vector<TextPart>& parts) {
+  for (const TextPart& part : parts) {
+    parts_.push_back({data::TokenFolder(part.folder), part.domains});
+    require<ValueError>(parts_.back().folder.vocab_size() == vocab_size(), "cca",
+                        "texts of the same vocabulary", part.folder);
+  }
+}
 
 std::vector<data::Domain> Text::domains_of(const std::string& split) const {
   std::vector<data::Domain> domains;
-  domains.reserve(names_.size());
-  for (const std::string& name : names_) {
-    domains.push_back({name, folder_.open(name, split)});
+  for (const Part& part : parts_) {
+    for (const std::string& name : part.domains) {
+      domains.push_back({name, part.folder.open(name, split)});
+    }
   }
   return domains;
 }
@@ -47,7 +53,7 @@ data::Sampler Text::sampler(std::int64_t length, std::uint64_t seed) const {
 
 at::Tensor Text::held_out(std::int64_t length, std::int64_t count) const {
   const data::Sampler sampler(domains_of("valid"), {.length = length, .within_documents = true});
-  const auto num_domains = static_cast<std::int64_t>(names_.size());
+  const auto num_domains = static_cast<std::int64_t>(sampler.num_windows().size());
   std::vector<data::Window> windows;
   for (std::int64_t domain = 0; domain < num_domains; ++domain) {
     const std::int64_t there = sampler.num_windows()[static_cast<std::size_t>(domain)];

@@ -16,12 +16,19 @@
 
 namespace paperlab::experiments::cca {
 
+// Some domains of the text in a folder of tokens.
+struct TextPart {
+  std::string folder;
+  std::vector<std::string> domains;
+};
+
 // The documents of a split. Safe to use from several threads.
 class Text {
  public:
-  Text(const Config& config, const std::string& tokens_folder);
+  // Parts have the same vocabulary.
+  explicit Text(const std::vector<TextPart>& parts);
 
-  std::int64_t vocab_size() const { return folder_.vocab_size(); }
+  std::int64_t vocab_size() const { return parts_.front().folder.vocab_size(); }
 
   // Draws windows of length + 1 tokens of one document each from the training split.
   data::Sampler sampler(std::int64_t length, std::uint64_t seed) const;
@@ -33,10 +40,14 @@ class Text {
   at::Tensor pages(std::int64_t length, std::int64_t count) const;
 
  private:
+  struct Part {
+    data::TokenFolder folder;
+    std::vector<std::string> domains;
+  };
+
   std::vector<data::Domain> domains_of(const std::string& split) const;
 
-  data::TokenFolder folder_;
-  std::vector<std::string> names_;
+  std::vector<Part> parts_;
 };
 
 // The next windows, [rows, length + 1] int64.

@@ -126,12 +126,20 @@ std::string grid_key(std::int64_t group, std::int64_t window) {
   return "grid g=" + std::to_string(group) + " s=" + std::to_string(window);
 }
 
+std::vector<TextPart> parts_of(const Config& config, const std::vector<std::string>& folders) {
+  std::vector<TextPart> parts;
+  for (std::size_t i = 0; i < folders.size(); ++i) {
+    parts.push_back({folders[i], Corpus::of_name(config.text_corpora[i]).domains});
+  }
+  return parts;
+}
+
 // All that the tasks of one run share.
 class Bytes {
  public:
-  Bytes(const Config& config, const std::string& tokens)
+  Bytes(const Config& config, const std::vector<std::string>& tokens)
       : config_(config),
-        text_(config, tokens),
+        text_(parts_of(config, tokens)),
         held_out_(text_.held_out(config.text_length, config.text_windows)) {}
 
   Base base() const {
@@ -304,7 +312,7 @@ double record_flexibility(const Config& config, Run& run, const Study& study) {
 
 }  // namespace
 
-void text_model(const Config& config, Run& run, const std::string& tokens) {
+void text_model(const Config& config, Run& run, const std::vector<std::string>& tokens) {
   const Bytes bytes(config, tokens);
   const std::vector<Method> methods = methods_of(config);
   std::vector<Fork> forks;
@@ -312,7 +320,7 @@ void text_model(const Config& config, Run& run, const std::string& tokens) {
   for (const Method& method : methods) {
     forks.push_back(bytes.fork(method, method.name == kCore));
   }
-  Study study(run, "text");
+  Study study(run, "text", config.step_s);
   study.complete(config.text_seeds, bytes.base(), forks);
   record_table(config, run, study, methods);
   const auto mean = [&](const std::string& task, const std::string& what) {

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from figure_declaration import Figure, check_columns, overridden, paper_of, read_figures
+from placeholders import filled
 from result_file import InputError, Result, describe, read_object, read_result, write_whole
 
 CODE = ("figure_declaration.py", "figure_drawing.py")
@@ -54,8 +55,9 @@ def draw_all(config_path: Path, out: Path) -> list[Path]:
     """Draws what is not current; returns the files written."""
     config = read_object(config_path)
     folder = out / str(paper_of(config_path, config)["name"])
-    figures = read_figures(config_path, config)
+    declared = read_figures(config_path, config)
     result = read_result(folder / "result.json")
+    figures = [filled(figure, result) for figure in declared]
     for figure in figures:
         check_columns(figure, result)
     written = []

@@ -18,6 +18,7 @@ from html import escape
 from pathlib import Path
 
 from figure_declaration import Figure, check_columns, paper_of, read_figures
+from placeholders import filled
 from report_tables import DASH, by_name, facts_table, natural, plural, series_block, table_block
 from result_file import (
     VERDICTS,
@@ -86,10 +87,10 @@ def read_paper(folder: Path, experiments: Path) -> Paper:
         path = experiments / folder_of(folder.name) / "config.json"
     config = read_object(path)
     about = paper_of(path, config)
-    figures = read_figures(path, config)
+    figures = [filled(figure, result) for figure in read_figures(path, config)]
     for figure in figures:
         check_columns(figure, result)
-    tables = read_tables(path, config)
+    tables = [filled(table, result) for table in read_tables(path, config)]
     for table in tables:
         table.rows(result)  # refuses columns that do not fit together
     presets = config.get("presets")

@@ -127,10 +127,44 @@ std::string Corpus::name() const {
   return model.empty() ? text : text + "@" + model;
 }
 
+Corpus Corpus::of_name(std::string_view name) {
+  Corpus corpus;
+  const std::size_t model = name.find('@');
+  if (model != std::string_view::npos) {
+    corpus.model = name.substr(model + 1);
+    name = name.substr(0, model);
+  }
+  std::size_t end = name.find(':');
+  corpus.recipe = name.substr(0, end);
+  while (end != std::string_view::npos) {
+    name = name.substr(end + 1);
+    end = name.find(',');
+    corpus.domains.emplace_back(name.substr(0, end));
+  }
+  return corpus;
+}
+
 void Run::row(const std::string& name, const Corpus& corpus,
               const std::function<void(const std::string& tokens_folder)>& body) {
-  if (has_corpus(state_, name, corpus.name())) {
-    row(name, [&] { body(state_.options.corpora.at(corpus.name())); });
+  row(name, std::vector<Corpus>{corpus},
+      [&](const std::vector<std::string>& folders) { body(folders.front()); });
+}
+
+void Run::row(const std::string& name, const std::vector<Corpus>& corpora,
+              const std::function<void(const std::vector<std::string>& tokens_folders)>& body) {
+  bool is_whole = true;
+  for (const Corpus& corpus : corpora) {
+    is_whole = has_corpus(state_, name, corpus.name()) && is_whole;
+  }
+  if (is_whole) {
+    row(name, [&] {
+      std::vector<std::string> folders;
+      folders.reserve(corpora.size());
+      for (const Corpus& corpus : corpora) {
+        folders.push_back(state_.options.corpora.at(corpus.name()));
+      }
+      body(folders);
+    });
   } else if (!state_.declared.insert(name).second) {
     throw ValueError("row " + name + " is declared twice");
   }

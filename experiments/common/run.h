@@ -17,6 +17,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,8 @@ struct Corpus {
 
   /// "manual-pages:en,de", "manual-pages:en@smollm2": as on the command line and in results.
   std::string name() const;
+  /// The text that has this name.
+  static Corpus of_name(std::string_view name);
 };
 
 /// What a driver reports to. Rows are evaluated one by one and must not depend on one another's
@@ -51,6 +54,11 @@ class Run {
   /// after each document. Where the text is missing the row is left out and says why.
   void row(const std::string& name, const Corpus& corpus,
            const std::function<void(const std::string& tokens_folder)>& body);
+
+  /// A row that reads several texts. `body` gets their folders in the same order; the row is left
+  /// out if one is missing.
+  void row(const std::string& name, const std::vector<Corpus>& corpora,
+           const std::function<void(const std::vector<std::string>& tokens_folders)>& body);
 
   // Within a row's body:
 

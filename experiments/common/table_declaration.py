@@ -6,7 +6,7 @@ A table is a list of columns, and a column is one of
     {"label": "ours", "scalars": ["loss of 405M", ""]}             scalars of the result, "": none
     {"label": "ours", "series": "Table 1", "column": "percent"}    a column of one of its series
 
-What the result does not have stays empty.
+What the result does not have stays empty. Texts may name settings (placeholders.py).
 """
 
 from __future__ import annotations

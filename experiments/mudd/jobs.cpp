@@ -10,6 +10,7 @@
 #include "experiments/common/side_by_side.h"
 #include "experiments/mudd/training.h"
 #include "paperlab/core/error.h"
+#include "paperlab/ops/device.h"
 
 namespace paperlab::experiments::mudd {
 
@@ -120,6 +121,7 @@ void Config::validate() const {
             speed_ffns.size() == num_shapes,
         "as many speed_widths, speed_heads and speed_ffns as speed_layers", "others");
   lib::check(model_config(*this, "mudd_window", {num_layers, d_model}));
+  ops::require_device(at::Device(device));
 }
 
 lib::MuddConfig model_config(const Config& config, const std::string& method, Size size) {

@@ -104,7 +104,8 @@ struct Config {
     visit("speed_repetitions", speed_repetitions);
   }
 
-  void validate() const;  // throws ValueError
+  // Throws ValueError, and UnsupportedError if the device is not there.
+  void validate() const;
 };
 
 // Arithmetic on published numbers.

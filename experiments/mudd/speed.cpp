@@ -194,6 +194,7 @@ double decoding_speed(const Config& config, const nn::Decoder& decoder) {
     nn::ForwardOptions options;
     options.cache = cache.get();
     options.last_only = true;
+    options.checks_ids = false;  // which would wait for the device at each token
     const auto next = [&](const at::Tensor& tokens) {
       return at::argmax(decoder.forward(tokens, options), -1);
     };

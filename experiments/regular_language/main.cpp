@@ -19,9 +19,12 @@ void reproduce(const Config& config, Run& run) {
   run.row("F10", [&] { longer_strings(config, run); });
   run.row("controls", [&] { controls(config, run); });
   for (const auto& [suffix, device] : {std::pair(std::string(), rl::Device::kCpu),
-                                       std::pair(std::string("-gpu"), rl::Device::kCuda)}) {
-    run.row("every-string-20" + suffix, [&, at = device] { every_string(config, run, 20, at); });
-    run.row("every-string-24" + suffix, [&, at = device] { every_string(config, run, 24, at); });
+                                       std::pair(std::string("-gpu"), device_of(config))}) {
+    const auto every_string_of = [&, at = device](std::size_t which) {
+      every_string(config, run, config.all_lengths.at(which), at);
+    };
+    run.row("every-string-20" + suffix, [&] { every_string_of(0); });
+    run.row("every-string-24" + suffix, [&] { every_string_of(1); });
     run.row("every-string-random" + suffix,
             [&, at = device] { every_string_random(config, run, at); });
     run.row("every-chain-16" + suffix, [&, at = device] { every_chain(config, run, at); });

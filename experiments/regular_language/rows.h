@@ -2,6 +2,7 @@
 // The rows of the regular-language experiments: one function per figure, and what they share.
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "experiments/common/run.h"
@@ -23,6 +24,12 @@ struct Config {
   int max_length = 6;
   int base_length = 4;
   int longest_two_class = 256;  // F10: even pairs by the two-class model
+  // Every string by the fold kernel: rows every-string-20 and -24, every-chain-16.
+  std::vector<int> all_lengths = {20, 24};
+  int all_chain_length = 16;
+  std::int64_t all_steps = 2000;
+  std::int64_t all_chain_steps = 12500;
+  std::string device = "cpu";  // of the rows "-gpu": "cuda", or "cpu" to try them
   std::uint64_t seed = 0;
 
   void fields(auto&& visit) {
@@ -34,10 +41,16 @@ struct Config {
     visit("max_length", max_length);
     visit("base_length", base_length);
     visit("longest_two_class", longest_two_class);
+    visit("all_lengths", all_lengths);
+    visit("all_chain_length", all_chain_length);
+    visit("all_steps", all_steps);
+    visit("all_chain_steps", all_chain_steps);
+    visit("device", device);
     visit("seed", seed);
   }
 
-  void validate() const;  // throws ValueError
+  // Throws ValueError, and UnsupportedError if the device is not there.
+  void validate() const;
 };
 
 // F1-F3, F8: even pairs.
@@ -54,8 +67,8 @@ void rate(const Config& config, Run& run);
 // F9, F10: other scales of the softmax, longer strings.
 void softmax_scale(const Config& config, Run& run);
 void longer_strings(const Config& config, Run& run);
-// All strings of a length, from zero and (length 24) from a random initialization, and chains of 16
-// tokens, by the fold kernel.
+// All strings of a length, from zero and (the longer ones) from a random initialization, and chains
+// of thought, by the fold kernel.
 void every_string(const Config& config, Run& run, int length, rl::Device device);
 void every_string_random(const Config& config, Run& run, rl::Device device);
 void every_chain(const Config& config, Run& run, rl::Device device);
@@ -65,6 +78,7 @@ void controls(const Config& config, Run& run);
 // Shared by the rows.
 
 rl::TrainOptions options_for(const Config& config, rl::Task task, std::int64_t num_steps);
+rl::Device device_of(const Config& config);
 rl::Model model_at(const rl::TrainOptions& options, const rl::History& history, std::size_t record);
 const char* name_of(rl::Task task);  // "even pairs" or "chain of thought"
 

@@ -147,22 +147,23 @@ void longer_strings(const Config& config, Run& run) {
 }
 
 void every_string(const Config& config, Run& run, int length, rl::Device device) {
-  rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, 2000);
+  rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, config.all_steps);
   options.device = device;
   options.max_length = length;
   every_string_of(run, options, "length " + std::to_string(length));
 }
 
 void every_string_random(const Config& config, Run& run, rl::Device device) {
-  rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, 2000);
+  rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, config.all_steps);
   options.device = device;
-  options.max_length = 24;
+  options.max_length = config.all_lengths.back();
   options.method = rl::Method::kFold;
   options.init_std = 0.01;
   options.record_w = true;
   options.on_step = [&](std::int64_t step) { run.progress(step, options.num_steps); };
   const rl::History history = rl::train(options);
-  const std::string name = "every string length 24 from N(0, 0.01^2): ";
+  const std::string name =
+      "every string length " + std::to_string(options.max_length) + " from N(0, 0.01^2): ";
   run.scalar(name + "loss", history.loss.back());
   run.scalar(name + "accuracy", history.accuracy.back());
   run.scalar(name + "accuracy of the truncated chain of thought",
@@ -170,11 +171,11 @@ void every_string_random(const Config& config, Run& run, rl::Device device) {
 }
 
 void every_chain(const Config& config, Run& run, rl::Device device) {
-  rl::TrainOptions options = options_for(config, rl::Task::kParityCot, 12500);
+  rl::TrainOptions options = options_for(config, rl::Task::kParityCot, config.all_chain_steps);
   options.device = device;
-  options.base_length = 16;
-  options.max_length = 30;
-  every_string_of(run, options, "chain of thought of 16");
+  options.base_length = config.all_chain_length;
+  options.max_length = 2 * options.base_length - 2;
+  every_string_of(run, options, "chain of thought of " + std::to_string(options.base_length));
 }
 
 }  // namespace paperlab::experiments::regular_language

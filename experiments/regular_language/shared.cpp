@@ -20,6 +20,40 @@ rl::TrainOptions options_for(const Config& config, rl::Task task, std::int64_t n
   return options;
 }
 
+rl::Device device_of(const Config& config) {
+  return config.device == "cuda" ? rl::Device::kCuda : rl::Device::kCpu;
+}
+
+namespace {
+
+void check(bool holds, const std::string& required, const std::string& got) {
+  require<ValueError>(holds, "regular-language", required, got);
+}
+
+// Sizes of the rows of every string; then whether their device is there.
+void validate_every_string(const Config& config) {
+  check(config.device == "cpu" || config.device == "cuda", "device must be cpu or cuda",
+        config.device);
+  check(config.all_lengths.size() == 2, "all_lengths must be two numbers",
+        std::to_string(config.all_lengths.size()));
+  check(config.all_chain_length >= 2, "all_chain_length must be >= 2",
+        std::to_string(config.all_chain_length));
+  for (const int length : config.all_lengths) {
+    rl::TrainOptions options = options_for(config, rl::Task::kEvenPairs, config.all_steps);
+    options.method = rl::Method::kFold;
+    options.max_length = length;
+    options.device = device_of(config);
+    rl::validate(options);
+  }
+  rl::TrainOptions chain = options_for(config, rl::Task::kParityCot, config.all_chain_steps);
+  chain.method = rl::Method::kFold;
+  chain.base_length = config.all_chain_length;
+  chain.max_length = 2 * chain.base_length - 2;
+  rl::validate(chain);
+}
+
+}  // namespace
+
 void Config::validate() const {
   for (const rl::Task task : {rl::Task::kEvenPairs, rl::Task::kParityCot}) {
     rl::TrainOptions options = options_for(*this, task, num_steps);
@@ -27,8 +61,9 @@ void Config::validate() const {
     rl::validate(options);
     rl::validate(options_for(*this, task, rate_steps));
   }
-  require<ValueError>(longest_two_class >= 1 && longest_two_class <= 4096, "regular-language",
-                      "longest_two_class must be in 1..4096", std::to_string(longest_two_class));
+  check(longest_two_class >= 1 && longest_two_class <= 4096, "longest_two_class must be in 1..4096",
+        std::to_string(longest_two_class));
+  validate_every_string(*this);
 }
 
 rl::Model model_at(const rl::TrainOptions& options, const rl::History& history,

@@ -5,6 +5,8 @@
 #include <string>
 
 #include "kernels/attention/problem.h"
+#include "kernels/common/cpu_dtype.h"
+#include "kernels/common/view_checks.h"
 #include "paperlab/core/error.h"
 
 namespace paperlab::kernels {
@@ -13,46 +15,12 @@ namespace {
 // Masks compare 32-bit key numbers.
 constexpr std::int64_t kMaxKeys = std::numeric_limits<std::int32_t>::max() - 2 * kTileKeys;
 
-std::string shape_of(const std::int64_t (&size)[4]) {
-  std::string text = "[";
-  for (int i = 0; i < 4; ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(size[i]);
-  }
-  return text + "]";
-}
-
-// Messages are made only for what fails: a decode step takes some microseconds.
-template <class E>
-[[noreturn]] void fail(const std::string& required, const std::string& got) {
-  require<E>(false, "attention", required, got);
-  __builtin_unreachable();
-}
-
-struct Shape {
-  std::int64_t size[4];
-};
-
-template <class View>
-void check_view(const View& view, const char* name, const Shape& wanted, DType dtype) {
-  for (int i = 0; i < 4; ++i) {
-    if (view.size[i] != wanted.size[i]) {
-      fail<ShapeError>(std::string(name) + " must be " + shape_of(wanted.size),
-                       shape_of(view.size));
-    }
-  }
-  if (view.dtype != dtype) {
-    fail<DTypeError>(std::string(name) + " must be of the dtype of query", "another");
-  }
-  if (view.stride[3] != 1 && view.size[3] > 1) {
-    fail<ShapeError>(std::string(name) + " must be contiguous in its last dimension",
-                     "stride " + std::to_string(view.stride[3]));
-  }
-}
+constexpr char kFunction[] = "attention";
 
 void check_least(const char* name, std::int64_t value, std::int64_t least) {
   if (value < least) {
-    fail<ValueError>(std::string(name) + " must be at least " + std::to_string(least),
-                     std::to_string(value));
+    refuse<ValueError>(kFunction, std::string(name) + " must be at least " + std::to_string(least),
+                       std::to_string(value));
   }
 }
 
@@ -61,9 +29,10 @@ void check_key_ranges(const AttentionInputs& in) {
   for (const std::int64_t* ends : {in.key_start, in.key_end}) {
     for (std::int64_t b = 0; ends != nullptr && b < in.query.size[0]; ++b) {
       if (ends[b] < 0 || ends[b] > num_keys) {
-        fail<ValueError>(std::string(ends == in.key_start ? "key_start" : "key_end") +
-                             " must be in 0.." + std::to_string(num_keys),
-                         std::to_string(ends[b]));
+        refuse<ValueError>(kFunction,
+                           std::string(ends == in.key_start ? "key_start" : "key_end") +
+                               " must be in 0.." + std::to_string(num_keys),
+                           std::to_string(ends[b]));
       }
     }
   }
@@ -75,55 +44,25 @@ void check_prefix(const AttentionInputs& in) {
   const std::int64_t needed =
       num_keys == 0 ? 0 : in.rule.visible(num_keys - 1, 0, num_keys).prefix_end;
   if (in.prefix_key.size[2] < needed) {
-    fail<ShapeError>("prefix_key must have at least " + std::to_string(needed) + " entries",
-                     std::to_string(in.prefix_key.size[2]));
+    refuse<ShapeError>(kFunction,
+                       "prefix_key must have at least " + std::to_string(needed) + " entries",
+                       std::to_string(in.prefix_key.size[2]));
   }
   if (in.prefix_key.data == nullptr) {
     return;
   }
   const std::int64_t prefix_heads = in.prefix_key.size[1];
   if (prefix_heads != heads && prefix_heads != in.key.size[1]) {
-    fail<ShapeError>("prefix_key must have as many heads as query or key",
-                     shape_of(in.prefix_key.size));
+    refuse<ShapeError>(kFunction, "prefix_key must have as many heads as query or key",
+                       sizes_text(in.prefix_key.size));
   }
-  const Shape prefix = {{batch, prefix_heads, in.prefix_key.size[2], width}};
-  check_view(in.prefix_key, "prefix_key", prefix, in.query.dtype);
-  check_view(in.prefix_value, "prefix_value", prefix, in.query.dtype);
+  const ViewSizes prefix = {{batch, prefix_heads, in.prefix_key.size[2], width}};
+  const ViewCheck check_view{kFunction, "query", in.query.dtype};
+  check_view(in.prefix_key, "prefix_key", prefix);
+  check_view(in.prefix_value, "prefix_value", prefix);
   if (in.prefix_query.data != nullptr) {
-    check_view(in.prefix_query, "prefix_query", {{batch, heads, queries, width}}, in.query.dtype);
+    check_view(in.prefix_query, "prefix_query", {{batch, heads, queries, width}});
   }
-}
-
-void check_inputs(const AttentionInputs& in) {
-  const auto& [batch, heads, queries, width] = in.query.size;
-  if (width < 1 || width > kMaxHeadDim) {
-    fail<ShapeError>("head_dim must be in 1.." + std::to_string(kMaxHeadDim),
-                     std::to_string(width));
-  }
-  check_view(in.query, "query", {{batch, heads, queries, width}}, in.query.dtype);
-  const std::int64_t key_heads = in.key.size[1];
-  if (key_heads == 0 ? heads != 0 : heads % key_heads != 0) {
-    fail<ShapeError>(
-        "query's heads must be a multiple of key's (" + std::to_string(key_heads) + ")",
-        std::to_string(heads));
-  }
-  const Shape key = {{batch, key_heads, in.key.size[2], width}};
-  check_view(in.key, "key", key, in.query.dtype);
-  check_view(in.value, "value", key, in.query.dtype);
-  if (larger(in.key.size[2], in.prefix_key.size[2]) > kMaxKeys) {
-    fail<ShapeError>("key must have at most " + std::to_string(kMaxKeys) + " rows",
-                     shape_of(in.key.size));
-  }
-  check_least("window", in.rule.window, in.rule.kind == KeyRuleKind::kCoreContext ? 0 : 1);
-  check_least("group", in.rule.group, 1);
-  check_least("num_sinks", in.rule.num_sinks, 0);
-  check_least("kept", in.rule.kept, 0);
-  check_least("num_past", in.rule.num_past, 0);
-  if (in.rule.overlap < 0 || in.rule.overlap > 1) {
-    fail<ValueError>("overlap must be 0 or 1", std::to_string(in.rule.overlap));
-  }
-  check_key_ranges(in);
-  check_prefix(in);
 }
 
 float* lse_of(const AttentionOutputs& out, const Geometry& g, std::int64_t b, std::int64_t head) {
@@ -198,9 +137,39 @@ void forward_decode(const AttentionInputs& in, const AttentionOutputs& out, cons
 
 }  // namespace
 
+void check_attention(const AttentionInputs& in) {
+  const auto& [batch, heads, queries, width] = in.query.size;
+  if (width < 1 || width > kMaxHeadDim) {
+    refuse<ShapeError>(kFunction, "head_dim must be in 1.." + std::to_string(kMaxHeadDim),
+                       std::to_string(width));
+  }
+  const ViewCheck check_view{kFunction, "query", in.query.dtype};
+  check_view(in.query, "query", {{batch, heads, queries, width}});
+  const std::int64_t key_heads = in.key.size[1];
+  check_head_groups(kFunction, heads, key_heads);
+  const ViewSizes key = {{batch, key_heads, in.key.size[2], width}};
+  check_view(in.key, "key", key);
+  check_view(in.value, "value", key);
+  if (larger(in.key.size[2], in.prefix_key.size[2]) > kMaxKeys) {
+    refuse<ShapeError>(kFunction, "key must have at most " + std::to_string(kMaxKeys) + " rows",
+                       sizes_text(in.key.size));
+  }
+  check_least("window", in.rule.window, in.rule.kind == KeyRuleKind::kCoreContext ? 0 : 1);
+  check_least("group", in.rule.group, 1);
+  check_least("num_sinks", in.rule.num_sinks, 0);
+  check_least("kept", in.rule.kept, 0);
+  check_least("num_past", in.rule.num_past, 0);
+  if (in.rule.overlap < 0 || in.rule.overlap > 1) {
+    refuse<ValueError>(kFunction, "overlap must be 0 or 1", std::to_string(in.rule.overlap));
+  }
+  check_prefix(in);
+}
+
 void attention(const AttentionInputs& inputs, const AttentionOutputs& outputs,
                const Executor& executor) {
-  check_inputs(inputs);
+  check_attention(inputs);
+  check_key_ranges(inputs);
+  require_cpu_dtype(inputs.query.dtype, "attention");
   const Geometry geometry(inputs);
   if (inputs.query.dtype == DType::kFloat64) {
     attention_reference(inputs, outputs);
@@ -215,7 +184,9 @@ void attention(const AttentionInputs& inputs, const AttentionOutputs& outputs,
 
 void attention_backward(const AttentionInputs& inputs, const AttentionBackwardInputs& forward,
                         const AttentionGradients& gradients, const Executor& executor) {
-  check_inputs(inputs);
+  check_attention(inputs);
+  check_key_ranges(inputs);
+  require_cpu_dtype(inputs.query.dtype, "attention_backward");
   if (inputs.query.dtype == DType::kFloat64) {
     attention_backward_reference(inputs, forward, gradients);
   } else {

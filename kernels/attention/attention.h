@@ -68,6 +68,9 @@ void attention(const AttentionInputs& inputs, const AttentionOutputs& outputs,
 void attention_backward(const AttentionInputs& inputs, const AttentionBackwardInputs& forward,
                         const AttentionGradients& gradients, const Executor& executor);
 
+// The part of those checks that reads no memory: all but the numbers in key_start and key_end.
+void check_attention(const AttentionInputs& inputs);
+
 // The definition: row by row, in float64 whatever the dtype (reference.cpp).
 void attention_reference(const AttentionInputs& inputs, const AttentionOutputs& outputs);
 void attention_backward_reference(const AttentionInputs& inputs,

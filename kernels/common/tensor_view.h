@@ -5,10 +5,16 @@
 
 namespace paperlab::kernels {
 
-enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat64 };
+// kFloat16: kernels of the GPU and references only; the CPU's refuse it.
+enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat64, kFloat16 };
 
 // A bfloat16 number by its bits: the upper half of a float32.
 struct BFloat16 {
+  std::uint16_t bits;
+};
+
+// An IEEE 754 binary16 number by its bits.
+struct Float16 {
   std::uint16_t bits;
 };
 

@@ -4,14 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/number.h"
 #include "kernels/depth_aggregate/depth_aggregate.h"
 #include "kernels/depth_aggregate/host.h"
 #include "paperlab/core/error.h"
 
 namespace paperlab::kernels {
-namespace {
-
 void check(const DepthAggregate& problem, const DepthAggregateGradients& gradients,
            const char* function) {
   check(problem, function);
@@ -19,6 +18,8 @@ void check(const DepthAggregate& problem, const DepthAggregateGradients& gradien
                       function, "num_added must be 0.." + std::to_string(problem.num_sources),
                       std::to_string(gradients.num_added));
 }
+
+namespace {
 
 // `count` numbers of `dtype` from element `first` on as float32: themselves, or copies in `copies`.
 const float* as_float32(const void* data, DType dtype, std::int64_t first, std::int64_t count,
@@ -272,6 +273,7 @@ void connection_weights_backward(const ConnectionWeights& problem,
                                  const ConnectionWeightsGradients& gradients, GemmFunction multiply,
                                  const Executor& executor) {
   check(problem, "connection_weights_backward");
+  require_cpu_dtype(problem.dtype, "connection_weights_backward");
   if (problem.dtype == DType::kFloat64) {
     connection_weights_backward_reference(problem, gradients);
     return;
@@ -283,6 +285,7 @@ void connection_weights_backward(const ConnectionWeights& problem,
 void depth_aggregate_backward(const DepthAggregate& problem,
                               const DepthAggregateGradients& gradients, const Executor& executor) {
   check(problem, gradients, "depth_aggregate_backward");
+  require_cpu_dtype(problem.dtype, "depth_aggregate_backward");
   if (problem.dtype == DType::kFloat64) {
     depth_aggregate_backward_reference(problem, gradients);
     return;
@@ -294,6 +297,7 @@ void depth_aggregate_backward(const DepthAggregate& problem,
 void depth_step_backward(const DepthStep& problem, const DepthStepGradients& gradients,
                          GemmFunction multiply, const Executor& executor) {
   check(problem, "depth_step_backward");
+  require_cpu_dtype(problem.aggregate.dtype, "depth_step_backward");
   check(problem.aggregate, gradients.aggregate, "depth_step_backward");
   const ConnectionWeightsGradients generator = generator_gradients(problem, gradients);
   if (problem.aggregate.token_stride == 0) {

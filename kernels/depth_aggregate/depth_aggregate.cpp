@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/number.h"
 #include "kernels/depth_aggregate/host.h"
 #include "paperlab/core/error.h"
@@ -124,9 +125,18 @@ void check(const DepthStep& problem, const char* function) {
                       "some of them");
 }
 
+void check(const DepthStep& problem, const ConnectionWeightsResult& result, const char* function) {
+  check(problem, function);
+  const bool is_whole = result.weights == nullptr ? problem.generator.hidden_size == 0
+                                                  : problem.aggregate.weights == result.weights;
+  require<ValueError>(is_whole, function, "the sum must have the weights that the generator writes",
+                      "others");
+}
+
 void connection_weights(const ConnectionWeights& problem, const ConnectionWeightsResult& result,
                         const Executor& executor) {
   check(problem, "connection_weights");
+  require_cpu_dtype(problem.dtype, "connection_weights");
   if (problem.dtype == DType::kFloat64) {
     connection_weights_reference(problem, result);
     return;
@@ -138,6 +148,7 @@ void connection_weights(const ConnectionWeights& problem, const ConnectionWeight
 
 void depth_aggregate(const DepthAggregate& problem, void* const* out, const Executor& executor) {
   check(problem, "depth_aggregate");
+  require_cpu_dtype(problem.dtype, "depth_aggregate");
   if (problem.dtype == DType::kFloat64) {
     depth_aggregate_reference(problem, out);
     return;
@@ -151,11 +162,8 @@ void depth_aggregate(const DepthAggregate& problem, void* const* out, const Exec
 
 void depth_step(const DepthStep& problem, const ConnectionWeightsResult& result, void* const* out,
                 const Executor& executor) {
-  check(problem, "depth_step");
-  const bool is_whole = result.weights == nullptr ? problem.generator.hidden_size == 0
-                                                  : problem.aggregate.weights == result.weights;
-  require<ValueError>(is_whole, "depth_step",
-                      "the sum must have the weights that the generator writes", "others");
+  check(problem, result, "depth_step");
+  require_cpu_dtype(problem.aggregate.dtype, "depth_step");
   if (problem.aggregate.dtype == DType::kFloat64) {
     step_reference(problem, result, out);
   } else {

@@ -3,16 +3,12 @@
 
 #include "kernels/common/dispatch.h"
 #include "kernels/common/lines.h"
+#include "kernels/depth_aggregate/check.h"
 #include "kernels/depth_aggregate/cpu.h"
 #include "kernels/depth_aggregate/depth_aggregate.h"
 #include "kernels/depth_aggregate/tile.h"
 
 namespace paperlab::kernels {
-
-// Throw as depth_aggregate.h says (depth_aggregate.cpp).
-void check(const ConnectionWeights& problem, const char* function);
-void check(const DepthAggregate& problem, const char* function);
-void check(const DepthStep& problem, const char* function);
 
 inline DepthAggregateCpu depth_aggregate_cpu() {
   return select_isa(generic::depth_aggregate_cpu, avx2::depth_aggregate_cpu,

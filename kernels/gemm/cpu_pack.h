@@ -124,6 +124,8 @@ void pack(const GemmPanel& panel) {
       return pack_as<std::uint16_t>(panel);
     case DType::kFloat64:
       return pack_as<double>(panel);
+    case DType::kFloat16:
+      break;  // refused before
   }
 }
 

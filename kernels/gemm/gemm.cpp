@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/common/lines.h"
 #include "kernels/common/number.h"
@@ -187,6 +188,7 @@ class TiledProduct {
 
 void gemm(const Gemm& problem, const Executor& executor) {
   check(problem);
+  require_cpu_dtype(problem.dtype, "gemm");
   if (problem.m == 0 || problem.n == 0) {
     return;
   }

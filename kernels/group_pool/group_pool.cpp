@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/dispatch.h"
+#include "kernels/common/view_checks.h"
 #include "kernels/group_pool/cpu.h"
 #include "kernels/group_pool/layout.h"
 #include "paperlab/core/error.h"
@@ -13,41 +15,9 @@
 namespace paperlab::kernels {
 namespace {
 
-std::string shape_of(const std::int64_t (&size)[4]) {
-  std::string text = "[";
-  for (int i = 0; i < 4; ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(size[i]);
-  }
-  return text + "]";
-}
+constexpr char kFunction[] = "group_pool";
 
-// Messages are made only for what fails: a decode step takes some microseconds.
-template <class E>
-[[noreturn]] void fail(const std::string& required, const std::string& got) {
-  require<E>(false, "group_pool", required, got);
-  __builtin_unreachable();
-}
-
-struct Shape {
-  std::int64_t size[4];
-};
-
-template <class View>
-void check_view(const View& view, const char* name, const Shape& wanted, DType dtype) {
-  for (int i = 0; i < 4; ++i) {
-    if (view.size[i] != wanted.size[i]) {
-      fail<ShapeError>(std::string(name) + " must be " + shape_of(wanted.size),
-                       shape_of(view.size));
-    }
-  }
-  if (view.dtype != dtype) {
-    fail<DTypeError>(std::string(name) + " must be of the dtype of key", "another");
-  }
-  if (view.stride[3] != 1 && view.size[3] > 1) {
-    fail<ShapeError>(std::string(name) + " must be contiguous in its last dimension",
-                     "stride " + std::to_string(view.stride[3]));
-  }
-}
+ViewCheck view_check(const GroupPoolInputs& in) { return {kFunction, "key", in.key.dtype}; }
 
 void check_query(const GroupPoolInputs& in) {
   if (in.kind != PoolKind::kAttention) {
@@ -55,33 +25,30 @@ void check_query(const GroupPoolInputs& in) {
   }
   const auto& [batch, key_heads, tokens, width] = in.key.size;
   const auto& size = in.query.size;
-  check_view(in.query, "query", {{batch, size[1], size[2], width}}, in.key.dtype);
-  if (key_heads == 0 ? size[1] != 0 : size[1] % key_heads != 0) {
-    fail<ShapeError>(
-        "query's heads must be a multiple of key's (" + std::to_string(key_heads) + ")",
-        std::to_string(size[1]));
-  }
+  view_check(in)(in.query, "query", {{batch, size[1], size[2], width}});
+  check_head_groups(kFunction, size[1], key_heads);
   if (size[2] > tokens) {
-    fail<ShapeError>("query must have at most " + std::to_string(tokens) + " tokens",
-                     std::to_string(size[2]));
+    refuse<ShapeError>(kFunction, "query must have at most " + std::to_string(tokens) + " tokens",
+                       std::to_string(size[2]));
   }
 }
 
 void check_inputs(const GroupPoolInputs& in) {
   const std::int64_t width = in.key.size[3];
   if (width < 1 || width > kMaxPoolDim) {
-    fail<ShapeError>("head_dim must be in 1.." + std::to_string(kMaxPoolDim),
-                     std::to_string(width));
+    refuse<ShapeError>(kFunction, "head_dim must be in 1.." + std::to_string(kMaxPoolDim),
+                       std::to_string(width));
   }
   const auto& size = in.key.size;
-  const Shape key = {{size[0], size[1], size[2], size[3]}};
-  check_view(in.key, "key", key, in.key.dtype);
-  check_view(in.value, "value", key, in.key.dtype);
+  const ViewSizes key = {{size[0], size[1], size[2], size[3]}};
+  const ViewCheck check_view = view_check(in);
+  check_view(in.key, "key", key);
+  check_view(in.value, "value", key);
   if (in.group < 1) {
-    fail<ValueError>("group must be at least 1", std::to_string(in.group));
+    refuse<ValueError>(kFunction, "group must be at least 1", std::to_string(in.group));
   }
   if (in.first < 0) {
-    fail<ValueError>("first must be at least 0", std::to_string(in.first));
+    refuse<ValueError>(kFunction, "first must be at least 0", std::to_string(in.first));
   }
   check_query(in);
 }
@@ -93,17 +60,19 @@ void check_core(const GroupPoolInputs& in, const View& key, const View& value) {
   const std::int64_t heads = key.size[1];
   const bool is_of_query = in.kind == PoolKind::kAttention && heads == in.query.size[1];
   if (heads != key_heads && !is_of_query) {
-    fail<ShapeError>("core_key must have as many heads as query or key (mean, max: as key)",
-                     shape_of(key.size));
+    refuse<ShapeError>(kFunction,
+                       "core_key must have as many heads as query or key (mean, max: as key)",
+                       sizes_text(key.size));
   }
   const std::int64_t most = num_groups(tokens, in.first, in.group);
   if (key.size[2] > most) {
-    fail<ShapeError>("core_key must have at most " + std::to_string(most) + " groups",
-                     shape_of(key.size));
+    refuse<ShapeError>(kFunction, "core_key must have at most " + std::to_string(most) + " groups",
+                       sizes_text(key.size));
   }
-  const Shape core = {{batch, heads, key.size[2], width}};
-  check_view(key, "core_key", core, in.key.dtype);
-  check_view(value, "core_value", core, in.key.dtype);
+  const ViewSizes core = {{batch, heads, key.size[2], width}};
+  const ViewCheck check_view = view_check(in);
+  check_view(key, "core_key", core);
+  check_view(value, "core_value", core);
 }
 
 // Where groups begin, and that their last tokens have queries.
@@ -111,17 +80,24 @@ void check_starts(const GroupPoolInputs& in, const PoolLayout& layout) {
   for (std::int64_t b = 0; b < layout.batch; ++b) {
     const std::int64_t start = in.start == nullptr ? 0 : in.start[b];
     if (start < 0 || start > layout.num_tokens) {
-      fail<ValueError>("start must be in 0.." + std::to_string(layout.num_tokens),
-                       std::to_string(start));
+      refuse<ValueError>(kFunction, "start must be in 0.." + std::to_string(layout.num_tokens),
+                         std::to_string(start));
     }
     const std::int64_t first_last = start + in.first + layout.group - 1;
     const bool has_groups = layout.complete(start + in.first) > 0;
     if (in.kind == PoolKind::kAttention && has_groups && layout.query_of(first_last) < 0) {
-      fail<ShapeError>("query must hold the last token of every group, so at least " +
-                           std::to_string(layout.num_tokens - first_last) + " tokens",
-                       std::to_string(layout.num_queries));
+      refuse<ShapeError>(kFunction,
+                         "query must hold the last token of every group, so at least " +
+                             std::to_string(layout.num_tokens - first_last) + " tokens",
+                         std::to_string(layout.num_queries));
     }
   }
+}
+
+GroupPoolInputs with_used_kind(const GroupPoolInputs& in) {
+  GroupPoolInputs used = in;
+  used.kind = pool_kind(in);
+  return used;
 }
 
 GroupPoolCpu cpu() {
@@ -147,24 +123,31 @@ void for_items(const PoolLayout& layout, bool is_backward, const Executor& execu
   });
 }
 
-void check_gradients(const GroupPoolInputs& in, const GroupPoolGradients& gradients) {
+}  // namespace
+
+void check_group_pool(const GroupPoolInputs& in, const GroupPoolOutputs& out) {
+  check_inputs(in);
+  check_core(in, out.key, out.value);
+}
+
+void check_group_pool_backward(const GroupPoolInputs& in, const GroupPoolGradients& gradients) {
+  check_inputs(in);
   check_core(in, gradients.grad_key, gradients.grad_value);
   const auto shape = [](const ConstTensorView& view) {
-    return Shape{{view.size[0], view.size[1], view.size[2], view.size[3]}};
+    return ViewSizes{{view.size[0], view.size[1], view.size[2], view.size[3]}};
   };
-  check_view(gradients.key, "key's gradient", shape(in.key), in.key.dtype);
-  check_view(gradients.value, "value's gradient", shape(in.key), in.key.dtype);
+  const ViewCheck check_view = view_check(in);
+  check_view(gradients.key, "key's gradient", shape(in.key));
+  check_view(gradients.value, "value's gradient", shape(in.key));
   if (in.kind == PoolKind::kAttention) {
-    check_view(gradients.query, "query's gradient", shape(in.query), in.key.dtype);
+    check_view(gradients.query, "query's gradient", shape(in.query));
   }
 }
 
-}  // namespace
-
 void group_pool(const GroupPoolInputs& inputs, const GroupPoolOutputs& outputs,
                 const Executor& executor) {
-  check_inputs(inputs);
-  check_core(inputs, outputs.key, outputs.value);
+  check_group_pool(inputs, outputs);
+  require_cpu_dtype(inputs.key.dtype, "group_pool");
   const PoolLayout layout = pool_layout(inputs, outputs.key.size[1], outputs.key.size[2]);
   check_starts(inputs, layout);
   if (inputs.key.dtype == DType::kFloat64) {
@@ -172,15 +155,16 @@ void group_pool(const GroupPoolInputs& inputs, const GroupPoolOutputs& outputs,
     return;
   }
   const GroupPoolCpu kernel = cpu();
+  const GroupPoolInputs used = with_used_kind(inputs);
   for_items(layout, false, executor, [&](std::int64_t begin, std::int64_t end, float* scratch) {
-    kernel.pool(inputs, layout, outputs, begin, end, scratch);
+    kernel.pool(used, layout, outputs, begin, end, scratch);
   });
 }
 
 void group_pool_backward(const GroupPoolInputs& inputs, const GroupPoolGradients& gradients,
                          const Executor& executor) {
-  check_inputs(inputs);
-  check_gradients(inputs, gradients);
+  check_group_pool_backward(inputs, gradients);
+  require_cpu_dtype(inputs.key.dtype, "group_pool_backward");
   const PoolLayout layout =
       pool_layout(inputs, gradients.grad_key.size[1], gradients.grad_key.size[2]);
   check_starts(inputs, layout);
@@ -189,8 +173,9 @@ void group_pool_backward(const GroupPoolInputs& inputs, const GroupPoolGradients
     return;
   }
   const GroupPoolCpu kernel = cpu();
+  const GroupPoolInputs used = with_used_kind(inputs);
   for_items(layout, true, executor, [&](std::int64_t begin, std::int64_t end, float* scratch) {
-    kernel.differentiate(inputs, layout, gradients, begin, end, scratch);
+    kernel.differentiate(used, layout, gradients, begin, end, scratch);
   });
 }
 

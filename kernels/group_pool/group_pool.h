@@ -65,6 +65,10 @@ void group_pool(const GroupPoolInputs& inputs, const GroupPoolOutputs& outputs,
 void group_pool_backward(const GroupPoolInputs& inputs, const GroupPoolGradients& gradients,
                          const Executor& executor);
 
+// The part of those checks that reads no memory: all but the numbers in `start`.
+void check_group_pool(const GroupPoolInputs& inputs, const GroupPoolOutputs& outputs);
+void check_group_pool_backward(const GroupPoolInputs& inputs, const GroupPoolGradients& gradients);
+
 // The definition, in float64 whatever the dtype (reference.cpp).
 void group_pool_reference(const GroupPoolInputs& inputs, const GroupPoolOutputs& outputs);
 void group_pool_backward_reference(const GroupPoolInputs& inputs,

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/common/lines.h"
 #include "kernels/common/number.h"
@@ -335,6 +336,7 @@ std::int64_t first_bad_target(const std::int64_t* target, std::int64_t num_rows,
 void linear_cross_entropy(const LinearCrossEntropy& problem, const LinearCrossEntropyResult& result,
                           GemmFunction multiply, const Executor& executor) {
   check(problem);
+  require_cpu_dtype(problem.dtype, "linear_cross_entropy");
   const double lowest = -std::numeric_limits<double>::infinity();
   std::vector<RowState> states(static_cast<std::size_t>(problem.num_rows), {lowest, 0.0, 0.0});
   if (problem.num_rows > 0) {
@@ -354,6 +356,7 @@ void linear_cross_entropy_backward(const LinearCrossEntropy& problem,
                                    const LinearCrossEntropyGradients& gradients,
                                    GemmFunction multiply, const Executor& executor) {
   check(problem);
+  require_cpu_dtype(problem.dtype, "linear_cross_entropy_backward");
   if (problem.num_rows == 0) {
     fill_with_zeros(problem, gradients);
     return;

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/rms_norm/cpu.h"
 #include "kernels/rms_norm/tile.h"
@@ -24,8 +25,17 @@ void check(std::int64_t num_rows, std::int64_t width, bool is_whole) {
 
 }  // namespace
 
-void rms_norm(const RmsNormForward& problem, const Executor& executor) {
+void check_rms_norm(const RmsNormForward& problem) {
   check(problem.num_rows, problem.width, (problem.residual == nullptr) == (problem.sum == nullptr));
+}
+
+void check_rms_norm_backward(const RmsNormBackward& problem) {
+  check(problem.num_rows, problem.width, true);
+}
+
+void rms_norm(const RmsNormForward& problem, const Executor& executor) {
+  check_rms_norm(problem);
+  require_cpu_dtype(problem.dtype, "rms_norm");
   if (problem.dtype == DType::kFloat64) {
     rms_norm_reference(problem);
     return;
@@ -39,7 +49,8 @@ void rms_norm(const RmsNormForward& problem, const Executor& executor) {
 }
 
 void rms_norm_backward(const RmsNormBackward& problem, const Executor& executor) {
-  check(problem.num_rows, problem.width, true);
+  check_rms_norm_backward(problem);
+  require_cpu_dtype(problem.dtype, "rms_norm_backward");
   if (problem.dtype == DType::kFloat64) {
     rms_norm_backward_reference(problem);
     return;

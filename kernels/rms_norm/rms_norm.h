@@ -47,6 +47,11 @@ void rms_norm(const RmsNormForward& problem, const Executor& executor);
 // function of N alone, in order.
 void rms_norm_backward(const RmsNormBackward& problem, const Executor& executor);
 
+// The checks of both, whatever the device: throw ShapeError or ValueError unless the problem is as
+// above.
+void check_rms_norm(const RmsNormForward& problem);
+void check_rms_norm_backward(const RmsNormBackward& problem);
+
 // The definition, in float64 whatever the dtype (reference.cpp).
 void rms_norm_reference(const RmsNormForward& problem);
 void rms_norm_backward_reference(const RmsNormBackward& problem);

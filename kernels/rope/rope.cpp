@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/rope/cpu.h"
 #include "kernels/rope/tile.h"
@@ -13,8 +14,10 @@ namespace {
 
 RopeCpu cpu() { return select_isa(generic::rope_cpu, avx2::rope_cpu, avx512::rope_cpu)(); }
 
+}  // namespace
+
 // The message is made only where it is needed: it takes longer than a decoding step's rotation.
-void check(const Rope& problem) {
+void check_rope(const Rope& problem) {
   const auto& [batch, length, heads, width] = problem.x.size;
   if (std::min({batch, length, heads, width}) < 0 || problem.x.stride[3] != 1) {
     throw ShapeError("rope: x must be [B, T, H, D] with contiguous heads, got [" +
@@ -31,10 +34,9 @@ void check(const Rope& problem) {
   }
 }
 
-}  // namespace
-
 void rope(const Rope& problem, void* out, const Executor& executor) {
-  check(problem);
+  check_rope(problem);
+  require_cpu_dtype(problem.x.dtype, "rope");
   if (problem.x.dtype == DType::kFloat64) {
     rope_reference(problem, out);
     return;

@@ -25,6 +25,9 @@ struct Rope {
 // Writes out, contiguous [B, T, H, D] of x's dtype; it does not overlap x.
 void rope(const Rope& problem, void* out, const Executor& executor);
 
+// Its check, whatever the device: throws ShapeError unless the problem is as above.
+void check_rope(const Rope& problem);
+
 // The definition, in float64 whatever the dtype (reference.cpp).
 void rope_reference(const Rope& problem, void* out);
 

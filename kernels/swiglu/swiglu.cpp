@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "kernels/common/cpu_dtype.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/swiglu/cpu.h"
 #include "kernels/swiglu/tile.h"
@@ -11,12 +12,6 @@ namespace paperlab::kernels {
 namespace {
 
 SwigluCpu cpu() { return select_isa(generic::swiglu_cpu, avx2::swiglu_cpu, avx512::swiglu_cpu)(); }
-
-void check(const Swiglu& problem) {
-  require<ShapeError>(
-      problem.num_rows >= 0 && problem.width >= 0, "swiglu", "gate must be [N, F]",
-      "[" + std::to_string(problem.num_rows) + ", " + std::to_string(problem.width) + "]");
-}
 
 // Calls body(row, begin, end) for pieces of rows.
 template <class F>
@@ -35,8 +30,15 @@ void for_each_piece(const Swiglu& problem, const Executor& executor, F body) {
 
 }  // namespace
 
+void check_swiglu(const Swiglu& problem) {
+  require<ShapeError>(
+      problem.num_rows >= 0 && problem.width >= 0, "swiglu", "gate must be [N, F]",
+      "[" + std::to_string(problem.num_rows) + ", " + std::to_string(problem.width) + "]");
+}
+
 void swiglu(const Swiglu& problem, const MutableRows& y, const Executor& executor) {
-  check(problem);
+  check_swiglu(problem);
+  require_cpu_dtype(problem.dtype, "swiglu");
   if (problem.dtype == DType::kFloat64) {
     swiglu_reference(problem, y);
     return;
@@ -49,7 +51,8 @@ void swiglu(const Swiglu& problem, const MutableRows& y, const Executor& executo
 
 void swiglu_backward(const Swiglu& problem, const Rows& grad_y, const MutableRows& grad_gate,
                      const MutableRows& grad_up, const Executor& executor) {
-  check(problem);
+  check_swiglu(problem);
+  require_cpu_dtype(problem.dtype, "swiglu_backward");
   if (problem.dtype == DType::kFloat64) {
     swiglu_backward_reference(problem, grad_y, grad_gate, grad_up);
     return;

@@ -37,6 +37,9 @@ void swiglu(const Swiglu& problem, const MutableRows& y, const Executor& executo
 void swiglu_backward(const Swiglu& problem, const Rows& grad_y, const MutableRows& grad_gate,
                      const MutableRows& grad_up, const Executor& executor);
 
+// Their check, whatever the device: throws ShapeError for a negative size.
+void check_swiglu(const Swiglu& problem);
+
 // The definition, in float64 whatever the dtype (reference.cpp).
 void swiglu_reference(const Swiglu& problem, const MutableRows& y);
 void swiglu_backward_reference(const Swiglu& problem, const Rows& grad_y,

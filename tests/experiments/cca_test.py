@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import ROOT, Driver, paper_driver
+from drivers import ROOT, Driver, leftovers, paper_driver
 
 CONFIG: dict[str, Any] = json.loads((ROOT / "experiments/cca/config.json").read_text())
 MODEL = {
@@ -98,6 +99,22 @@ def test_rows_of_a_real_model_compare_at_the_same_number_of_keys(
     assert measured["C1a"] is not None and measured["C1h"] is not None
 
 
+def test_claims_need_as_many_pages_as_asked_for(
+    pages: tuple[Driver, list[str]], tmp_path: Path
+) -> None:
+    driver, arguments = pages
+    done = driver.run(tmp_path, *arguments, "--set", "pages=1000000")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = driver.result(tmp_path)
+    assert 1 <= result["scalars"]["pages: how many were found"] < 1000000
+    claims = {claim["id"]: claim for claim in result["claims"]}
+    assert claims["C1a"]["verdict"] == "not tested at this scale"
+    declared = {claim["id"]: claim for claim in CONFIG["claims"]}
+    for name in ("C1a", "C1h"):
+        assert claims[name]["measured"] is None
+        assert "as many held-out pages" in declared[name]["why"]
+
+
 def test_training_the_projections_leaves_the_model_as_it_was(
     pages: tuple[Driver, list[str]], tmp_path: Path
 ) -> None:
@@ -152,6 +169,52 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(driver: Driver, tmp_p
     assert driver.timeless(tmp_path) == expected
 
 
+def assert_labels_follow_the_preset(file: Path) -> None:
+    """Of the gpu preset at the tiny size below."""
+    from figure_declaration import read_figures
+    from placeholders import filled
+    from result_file import read_result
+    from table_declaration import read_tables
+
+    result = read_result(file)
+    tables = {t.name: filled(t, result) for t in read_tables(file, CONFIG)}
+    rows = [row[0] for row in tables["recall"].rows(result)]
+    groups = [f"CCA g={group}" for group in (16, 32, 64)]
+    pooled = [f"{kind} pooling g=16" for kind in ("mean", "max")]
+    assert rows == [*groups, *pooled, "window 16", "StreamingLLM 4 + 12"]
+    assert tables["text"].rows(result)[1][0] == "CCA g=4 s=16"
+    assert tables["text"].heads()[1] == "0-15, at once"
+    figures = {f.name: filled(f, result) for f in read_figures(file, CONFIG)}
+    assert "1-3: CCA g = 16, 32, 64;" in figures["recall"].caption
+    needles = figures["needles"]
+    assert needles.missing(result) == []
+    assert [line.label for line in needles.lines][1:3] == ["CCA g=16", "window 16"]
+
+
+@pytest.mark.parametrize("small_disk", ["512k"], indirect=True)
+def test_a_full_disk_keeps_the_last_whole_result(
+    driver: Driver, small_disk: Path, tmp_path: Path
+) -> None:
+    arguments = ["--only", "longbench,partition,recall"]
+    whole = tmp_path / "whole"
+    assert driver.run(whole, *arguments).returncode == 0
+    # Room for all but the last result beside the one before it: recall alone adds 8 KB.
+    result = driver.result_file(whole)
+    room = 2 * result.stat().st_size - 8_000 + result.with_name("config.json").stat().st_size
+    free = os.statvfs(small_disk)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * (free.f_bavail * free.f_frsize - room))
+    done = driver.run(small_disk, *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
+    ballast.unlink()
+    assert leftovers(small_disk) == []
+    assert 1 <= len(driver.result(small_disk)["environment"]["rows_s"]) < 3
+    done = driver.run(small_disk, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert driver.timeless(small_disk) == driver.timeless(whole)
+
+
 def test_rows_of_the_gpu_run_at_a_tiny_size(driver: Driver, tmp_path: Path) -> None:
     driver.preset = "gpu"
     tiny = {
@@ -163,13 +226,20 @@ def test_rows_of_the_gpu_run_at_a_tiny_size(driver: Driver, tmp_path: Path) -> N
     tiny |= {"speed_lengths": [16, 24, 32, 64], "speed_heads": 2, "speed_head_dim": 4}
     tiny |= {"speed_layers": 2, "speed_ffn": 8, "speed_vocab": 32, "speed_tokens": 12}
     tiny |= {"recall_length": 64, "recall_window": 16}
+    tiny["recall_groups"] = CONFIG["presets"]["gpu"]["recall_groups"]
     done = driver.run(tmp_path, *overridden(tmp_path, tiny))
     assert (done.returncode, done.stderr) == (0, "")
+    assert_labels_follow_the_preset(driver.result_file(tmp_path))
     result = driver.result(tmp_path)
+    for length in tiny["speed_lengths"]:
+        names = [f"prefill of attention, {length} tokens, our full_s"]
+        names += [name for name in result["scalars"] if f", {length} tokens: LibTorch's" in name]
+        names += [f"decoder, {length} tokens: GiB of full attention's cache less CCA's"]
+        assert len(names) == 3 and set(names) <= set(result["scalars"])
     rows = CONFIG["presets"]["gpu"]["rows"]
     assert sorted(result["environment"]["rows_s"]) == sorted(rows)
     for claim in result["claims"]:
-        if claim["id"] in ("C4g", "C4h", "C4i", "C4j", "C11e", "C11f", "C12"):
+        if claim["id"] in ("C4g", "C4h", "C4i", "C4j", "C6e", "C11e", "C11f", "C12"):
             assert claim["measured"] > 0, claim["id"]
 
 
@@ -192,6 +262,8 @@ def test_every_row_is_in_a_preset_and_every_claim_has_a_row_or_a_reason() -> Non
         ("recall_seeds=[1,1]", "recall_seeds must be different numbers"),
         ("recall_length=66", "recall_length must be 64 or more in fours"),
         ("cache_lengths=[8,4]", "cache_lengths must ascend from 1 or more"),
+        ('text_corpora=["sample:en,c","code:c"]', "text_corpora must name each domain once"),
+        ('text_corpora=["sample"]', "text_corpora must name texts and their domains"),
         ("text_buckets=[0,16]", "text_buckets must be 2 or more numbers from 0 to 64"),
         ("text_window=4", "windows must be >= 5"),
         ("text_heads=3", "text_width must be a multiple of 2 text_heads"),

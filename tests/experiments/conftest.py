@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -292,3 +292,16 @@ def view(tmp_path: Path) -> Callable[[Path, int], View]:
         return View(width, messages, json.loads(unescape(measured[1])))
 
     return open_page
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, or of the test's own parameter."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = f"size={getattr(request, 'param', '64k')}"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small disk needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -87,6 +87,10 @@ class Driver:
         content: dict[str, Any] = json.loads(self.result_file(out).read_text())
         return content
 
+    def is_done(self, out: Path, row: str) -> bool:
+        """Whether a run into `out` has finished the row."""
+        return self.result_file(out).exists() and row in self.result(out)["environment"]["rows_s"]
+
     def timeless(self, out: Path) -> str:
         """The result's text without times: what must have the same bits in every run."""
         result = self.result(out)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,17 +142,6 @@ def test_write_that_fails_keeps_the_last_whole_result(driver: Driver, tmp_path: 
     assert 1 <= len(driver.result(out)["environment"]["rows_s"]) < 4
     assert driver.run(out).returncode == 0
     assert driver.timeless(out) == driver.timeless(whole)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("a small disk needs the right to mount one")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_full_disk_is_one_line_and_keeps_the_last_whole_result(

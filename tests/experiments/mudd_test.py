@@ -90,7 +90,7 @@ def test_rows_of_the_gpu_run_at_a_tiny_size(
             higher, lower = COUNTED[claim["id"]]
             assert measured == pytest.approx(counted_above(result, higher, lower), rel=1e-9)
     driver.preset = "smoke"
-    only = "table1,table3,table5-published,table6,traffic"
+    only = "table1,table3,table5-published,table6,traffic,embedding"
     assert driver.run(tmp_path / "arithmetic", "--only", only).returncode == 0
     told = names_of(result) | names_of(driver.result(tmp_path / "arithmetic"))
     assert names_in_tables() - told == set()

@@ -52,6 +52,7 @@ class Numbers {
 
   void* data() { return bytes_.data() + kGuard; }
   const void* data() const { return bytes_.data() + kGuard; }
+  std::vector<std::byte>& bytes() { return bytes_; }  // with the guards
   std::int64_t count() const { return count_; }
   double at(std::int64_t i) const { return load_number(data(), dtype_, i); }
   void set(std::int64_t i, double value) { store_number(data(), dtype_, i, value); }

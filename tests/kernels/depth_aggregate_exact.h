@@ -33,15 +33,18 @@ struct Exact {
 };
 
 // A sum of `terms` products and some further roundings is within eps (terms + 24) of the sum of
-// their absolute values; what is stored as bfloat16 has half an ulp more.
+// their absolute values; what is stored in 16 bits has half an ulp more, float16 at least 2^-25.
 inline void expect_close(const Numbers& actual, const Exact& exact, double terms, DType of_sums,
                          DType stored, const std::string& name) {
   ASSERT_EQ(static_cast<std::size_t>(actual.count()), exact.value.size()) << name;
   EXPECT_TRUE(actual.has_guards()) << name;
-  const double half_ulp = stored == DType::kBFloat16 ? 0x1p-8 : 0.0;
+  const double half_ulp = stored == DType::kBFloat16  ? 0x1p-8
+                          : stored == DType::kFloat16 ? 0x1p-11
+                                                      : 0.0;
+  const double least = stored == DType::kFloat16 ? 0x1p-25 : 0.0;
   for (std::int64_t i = 0; i < actual.count(); ++i) {
     const double bound = eps_of(of_sums) * (terms + 24.0) * exact.norm_at(i) * (1.0 + half_ulp) +
-                         half_ulp * std::fabs(exact(i));
+                         half_ulp * std::fabs(exact(i)) + least;
     const double error = std::fabs(actual.at(i) - exact(i));
     ASSERT_TRUE(error <= bound) << name << "[" << i << "]: got " << actual.at(i) << ", exact "
                                 << exact(i) << ", bound " << bound;

@@ -18,6 +18,7 @@ namespace paperlab::kernels {
 namespace {
 
 using test::GuardedTensor;
+using test::PoolCase;
 using test::PoolTensors;
 
 void run(PoolTensors& tensors, const Executor& executor) {
@@ -199,6 +200,37 @@ TEST_P(GroupPoolTest, WithoutGroupsGradientsAreZero) {
         for (const double x : gradient->values()) {
           EXPECT_EQ(x, 0.0);
         }
+      }
+    }
+  }
+}
+
+// Nobody's weights: those of the mean; without pooled heads gradients are zeros.
+TEST_P(GroupPoolTest, KeyHeadsWithoutQueryHeads) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
+    for (const bool per_kv_head : {false, true}) {
+      PoolCase of = {.batch = 2,
+                     .num_heads = 0,
+                     .num_kv_heads = 2,
+                     .num_tokens = 11,
+                     .num_queries = 11,
+                     .head_dim = 5,
+                     .group = 3,
+                     .per_kv_head = per_kv_head,
+                     .dtype = dtype};
+      PoolTensors tensors(of);
+      run(tensors, serial_executor());
+      if (per_kv_head) {
+        of.num_heads = 2;
+        of.kind = PoolKind::kMean;
+        PoolTensors mean(of);
+        run(mean, serial_executor());
+        EXPECT_EQ(tensors.core_key.values(), mean.core_key.values());
+        EXPECT_EQ(tensors.grad_value.values(), mean.grad_value.values());
+      } else {
+        EXPECT_EQ(tensors.core_key.num_elements(), 0);
+        EXPECT_EQ(tensors.grad_key.values(), std::vector<double>(2 * 2 * 11 * 5));
+        EXPECT_EQ(tensors.grad_value.values(), std::vector<double>(2 * 2 * 11 * 5));
       }
     }
   }

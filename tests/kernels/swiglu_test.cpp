@@ -4,102 +4,18 @@
 
 #include <cmath>
 #include <limits>
-#include <vector>
 
-#include "kernels/common/number.h"
 #include "kernels/swiglu/tile.h"
 #include "paperlab/core/error.h"
 #include "paperlab/core/parallel.h"
-#include "paperlab/core/rng.h"
+#include "tests/kernels/swiglu_cases.h"
 #include "tests/support/isa.h"
 
 namespace paperlab::kernels {
 namespace {
 
-// [N, F] in memory whose rows are `stride` apart; unset bytes are 0xFF, which is NaN in every
-// dtype.
-struct Matrix {
-  Matrix(DType type, std::int64_t rows, std::int64_t columns, std::int64_t apart)
-      : dtype(type),
-        num_rows(rows),
-        width(columns),
-        stride(apart),
-        bytes(static_cast<std::size_t>(rows * apart * 8), std::byte{0xFF}) {}
-
-  Matrix& randomize(std::uint64_t stream, double scale) {
-    for (std::int64_t row = 0; row < num_rows; ++row) {
-      for (std::int64_t f = 0; f < width; ++f) {
-        const auto i = static_cast<std::uint64_t>(row * width + f);
-        set(row, f, scale * philox_normal(3, stream, i));
-      }
-    }
-    return *this;
-  }
-  double get(std::int64_t row, std::int64_t f) const {
-    return load_number(bytes.data(), dtype, row * stride + f);
-  }
-  void set(std::int64_t row, std::int64_t f, double x) {
-    store_number(bytes.data(), dtype, row * stride + f, x);
-  }
-  Rows view() const { return {bytes.data(), stride}; }
-  MutableRows view() { return {bytes.data(), stride}; }
-  bool has_untouched_gaps() const {
-    for (std::int64_t row = 0; row < num_rows; ++row) {
-      for (std::int64_t f = width; f < stride; ++f) {
-        if (!std::isnan(get(row, f))) {
-          return false;
-        }
-      }
-    }
-    return true;
-  }
-
-  DType dtype;
-  std::int64_t num_rows;
-  std::int64_t width;
-  std::int64_t stride;
-  std::vector<std::byte> bytes;
-};
-
-struct Case {
-  Case(DType dtype, std::int64_t rows, std::int64_t width, std::int64_t stride, double scale = 2.0)
-      : gate(dtype, rows, width, stride),
-        up(gate),
-        grad_y(gate),
-        y(gate),
-        grad_gate(gate),
-        grad_up(gate) {
-    gate.randomize(1, scale);
-    up.randomize(2, 1.0);
-    grad_y.randomize(3, 1.0);
-  }
-  Swiglu problem() const {
-    const Matrix& const_gate = gate;
-    const Matrix& const_up = up;
-    return {gate.dtype, gate.num_rows, gate.width, const_gate.view(), const_up.view()};
-  }
-  void run(const Executor& executor) {
-    swiglu(problem(), y.view(), executor);
-    const Matrix& grad = grad_y;
-    swiglu_backward(problem(), grad.view(), grad_gate.view(), grad_up.view(), executor);
-  }
-
-  Matrix gate;
-  Matrix up;
-  Matrix grad_y;
-  Matrix y;
-  Matrix grad_gate;
-  Matrix grad_up;
-};
-
-// Some sixteen roundings, of exp, the quotient and the products, relative to the sum of the
-// absolute values, and the rounding of exp's argument, which its exponential multiplies by |gate|;
-// a bfloat16 result has half an ulp more, and numbers below the smallest normal are lost.
-bool is_close(DType dtype, double gate, double got, double exact, double norm) {
-  const double eps = dtype == DType::kFloat64 ? 0x1p-52 : 0x1p-23;
-  const double half_ulp = dtype == DType::kBFloat16 ? 0x1p-8 * std::fabs(exact) : 0.0;
-  return std::fabs(got - exact) <= (16.0 + std::fabs(gate)) * eps * norm + half_ulp + 0x1p-120;
-}
+using swiglu_cases::Case;
+using swiglu_cases::expect_right;
 
 class SwigluTest : public testing::TestWithParam<CpuIsa> {
  protected:
@@ -109,27 +25,6 @@ class SwigluTest : public testing::TestWithParam<CpuIsa> {
     }
   }
 };
-
-void expect_right(const Case& of) {
-  const DType dtype = of.gate.dtype;
-  for (std::int64_t row = 0; row < of.gate.num_rows; ++row) {
-    for (std::int64_t f = 0; f < of.gate.width; ++f) {
-      const double x = of.gate.get(row, f);
-      const double up = of.up.get(row, f);
-      const double grad = of.grad_y.get(row, f);
-      const double s = 1.0 / (1.0 + std::exp(-x));
-      const double other = 1.0 / (1.0 + std::exp(x));
-      EXPECT_TRUE(is_close(dtype, x, of.y.get(row, f), x * s * up, std::fabs(x * s * up)));
-      EXPECT_TRUE(
-          is_close(dtype, x, of.grad_up.get(row, f), grad * x * s, std::fabs(grad * x * s)));
-      EXPECT_TRUE(is_close(dtype, x, of.grad_gate.get(row, f), grad * up * s * (1.0 + x * other),
-                           std::fabs(grad * up * s) * (1.0 + std::fabs(x * other))))
-          << of.grad_gate.get(row, f) << " at gate " << x;
-    }
-  }
-  EXPECT_TRUE(of.y.has_untouched_gaps() && of.grad_gate.has_untouched_gaps() &&
-              of.grad_up.has_untouched_gaps());
-}
 
 TEST_P(SwigluTest, BothPassesAreWithinTheBound) {
   const test::ScopedIsa isa(GetParam());
@@ -161,8 +56,7 @@ TEST_P(SwigluTest, BitsDoNotDependOnTheExecutor) {
   Case three = one;
   one.run(serial_executor());
   three.run(ThreadPool(3));
-  EXPECT_TRUE(one.y.bytes == three.y.bytes && one.grad_gate.bytes == three.grad_gate.bytes &&
-              one.grad_up.bytes == three.grad_up.bytes);
+  EXPECT_TRUE(one.has_same_results(three));
 }
 
 TEST_P(SwigluTest, NanStaysWhereItIs) {
@@ -183,6 +77,15 @@ TEST(SwigluArgumentsTest, ANegativeSizeIsRefused) {
   Swiglu problem = of.problem();
   problem.width = -1;
   EXPECT_THROW(swiglu(problem, of.y.view(), serial_executor()), ShapeError);
+}
+
+TEST(SwigluArgumentsTest, Float16IsRefused) {
+  Case of(DType::kFloat16, 1, 2, 2);
+  EXPECT_THROW(of.run(serial_executor()), DTypeError);
+  const swiglu_cases::Matrix& grad = of.grad_y;
+  EXPECT_THROW(swiglu_backward(of.problem(), grad.view(), of.grad_gate.view(), of.grad_up.view(),
+                               serial_executor()),
+               DTypeError);
 }
 
 TEST(SwigluTileTest, PiecesHoldEveryElementOfARowOnce) {

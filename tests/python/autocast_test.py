@@ -141,13 +141,38 @@ def test_forward_gradients_are_refused(function):
         function(forward_ad.make_dual(x, x), FLOAT)
 
 
-def test_depth_states_refuse_forward_gradients():
-    model = MODELS["mudd"]()
-    value = model.get_parameter("dense_bs.0").detach()
-    with torch.no_grad(), forward_ad.dual_level():
-        dual = forward_ad.make_dual(value, torch.ones_like(value))
-        with pytest.raises(NotImplementedError, match="DepthStates::push: forward-mode"):
-            torch.func.functional_call(model, {"dense_bs.0": dual}, (TOKENS,))
+@pytest.mark.parametrize("name", MODELS)
+def test_models_refuse_forward_gradients(name):
+    model = MODELS[name]()
+    for parameter, value in model.named_parameters():
+        for has_grad in (False, True):
+            with torch.set_grad_enabled(has_grad), forward_ad.dual_level():
+                dual = forward_ad.make_dual(value.detach(), torch.ones_like(value))
+                with pytest.raises(NotImplementedError, match=r"^forward: forward-mode"):
+                    torch.func.functional_call(model, {parameter: dual}, (TOKENS,))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_refuse_the_transforms_of_torch_func(name):
+    model = MODELS[name]()
+    before = model(TOKENS)
+    values = {n: v.detach() for n, v in model.named_parameters()}
+    twice = {n: torch.stack([v, v]) for n, v in values.items()}
+
+    def loss(values):
+        return torch.func.functional_call(model, values, (TOKENS,)).square().sum()
+
+    for call in (
+        lambda: torch.func.grad(loss)(values),
+        lambda: torch.func.vmap(loss)(twice),
+        lambda: torch.func.jvp(loss, (values,), (values,)),
+    ):
+        with pytest.raises(NotImplementedError, match=r"^forward: torch\.func\.grad, vmap"):
+            call()
+    assert torch.equal(model(TOKENS), before)
+    leaves = {n: v.clone().requires_grad_() for n, v in values.items()}
+    gradients = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    assert all(g.isfinite().all() for g in gradients)
 
 
 def test_an_eps_that_rounds_to_zero():

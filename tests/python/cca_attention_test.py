@@ -359,10 +359,55 @@ def test_the_same_bits_for_any_number_of_threads_and_with_lse():
             attended = outcome(
                 lambda *x: cca.attention(*x, 4, 32, return_lse=True), (q, k, v), random_grads(case)
             )
-            alpha = cca.effective_attention(q, k, 4, 32)
-            results.append([*attended, *cca.pool(q, k, v, 4), alpha])
+            leaves = [x.detach().requires_grad_() for x in (q, k)]
+            alpha = cca.effective_attention(*leaves, 4, 32)
+            weights = torch.linspace(-1, 1, alpha.numel()).view(alpha.shape)
+            of_alpha = torch.autograd.grad((alpha * weights).sum(), leaves)
+            results.append([*attended, *cca.pool(q, k, v, 4), alpha.detach(), *of_alpha])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     assert torch.equal(cca.attention(q, k, v, 4, 32), results[0][0])
+
+
+@pytest.mark.parametrize("weights_per", ["query_head", "kv_head"])
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_key_heads_without_query_heads(dtype, pooling, weights_per):
+    q = torch.randn(2, 0, 20, 4, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(2, 3, 20, 4, dtype=dtype, requires_grad=True) for _ in range(2))
+    options = {"pooling": pooling, "weights_per": weights_per}
+    out = cca.attention(q, k, v, 3, 4, **options)
+    core = cca.pool(q, k, v, 3, **options)
+    assert out.shape == q.shape
+    assert core[0].shape == (2, 3 if weights_per == "kv_head" else 0, 6, 4)
+    if weights_per == "kv_head" and pooling == "attention":  # nobody's weights: all the same
+        for pooled, x in zip(core, (k, v), strict=True):
+            assert_close(pooled, x[:, :, :18].unflatten(2, (6, 3)).mean(3).double(), dtype)
+    (out.sum() + core[0].sum() + core[1].sum()).backward()
+    for x in (q, k, v):
+        assert x.grad.shape == x.shape
+        assert x.grad.isfinite().all()
+    assert bool(k.grad.any()) == (weights_per == "kv_head")
+    assert cca.effective_attention(q, k, 3, 4).shape == (2, 0, 20, 20)
+    cache = cca.KVCache(3, 4, **options)
+    assert cache.prefill(q, k, v).shape == q.shape
+    assert cache.step(q[:, :, :1], k[:, :, :1], v[:, :, :1]).shape == (2, 0, 1, 4)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+def test_pooled_tensors_have_memory_of_their_own(pooling):
+    q, k, v = Case(heads=4, kv_heads=1, length=20).tensors(F32)
+    for core in cca.pool(q, k, v, 3, pooling):
+        assert core.is_contiguous()
+        core[:, 0] = 7.0
+        assert not (core[:, 1:] == 7.0).any()
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+def test_tensors_that_do_not_matter_have_zero_gradients(pooling):
+    leaves = Case(length=20).tensors(F32, requires_grad=True)
+    of_q, of_k, of_v = torch.autograd.grad(cca.pool(*leaves, 3, pooling)[0].sum(), leaves)
+    assert of_q.any() == (pooling == "attention")
+    assert of_k.any() and not of_v.any()

@@ -170,3 +170,21 @@ def test_the_same_bits_for_any_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_vertical_slash_under_autocast():
+    case = Case(length=90, heads=4, kv_heads=2)
+    for dtype, lower in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
+        inputs = case.tensors(dtype)
+        wanted = [x.to(lower, copy=True).requires_grad_() for x in inputs]
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = baselines.vertical_slash(*leaves, 8, 16)
+            out.double().square().sum().backward()
+        assert out.dtype == lower
+        exact = baselines.vertical_slash(*wanted, 8, 16)
+        exact.double().square().sum().backward()
+        assert torch.equal(out, exact)
+        for leaf, like in zip(leaves, wanted, strict=True):
+            assert leaf.grad.dtype == dtype
+            assert torch.equal(leaf.grad, like.grad.to(dtype))

@@ -146,6 +146,17 @@ def test_it_holds_no_more_than_promised(case, seed):
     assert (cache.length, cache.stored_vectors, cache.bytes) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("sizes", [[8192], [4096, 4096], [8192, *[1] * 120]], ids=str)
+def test_a_long_prefill_takes_what_it_needs(sizes):
+    # 32 spare groups; raw tokens: those of a group that is not complete, and 64 spare ones.
+    cache = cca.KVCache(4, 64)
+    for size in sizes:
+        x = torch.zeros(1, 1, size, 8)
+        cache.prefill(x, x, x)
+    vectors = 8192 // 4 + 64
+    assert cache.bytes <= 2 * 8 * 4 * (vectors + 32 + 4 + 64)
+
+
 def test_stored_vectors_at_published_lengths():
     cache, first = cca.KVCache(), 0
     for length in (4096, 8192, 16384):

@@ -40,3 +40,15 @@ def test_autocast_and_the_operators_registration():
     inputs = case.tensors(requires_grad=True)
     torch.library.opcheck(torch.ops.paperlab.cca_attention, inputs, {"group_size": 3, "window": 4})
     torch.library.opcheck(torch.ops.paperlab.cca_vertical_slash, (*inputs, 1, 2))
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_wrong_option_is_named_while_compiling(fullgraph):
+    def wrong(q, k, v):
+        return cca.attention(q, k, v, 3, 4, "zz")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(wrong, backend="eager", fullgraph=fullgraph)
+    kind = torch._dynamo.exc.Unsupported if fullgraph else ValueError
+    with pytest.raises(kind, match=r'attention: pooling must be one of "attention", .*zz'):
+        compiled(*Case(length=20).tensors())

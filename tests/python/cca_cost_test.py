@@ -20,10 +20,39 @@ def random_cases(number, **fixed):
 
 
 def test_every_token_is_represented_once():
-    for case in random_cases(2000):
-        row = random.Random(str(case)).randrange(case.length) if case.length else None
-        if row is not None:
-            assert definition.represented(row, case) == list(range(row + 1))
+    """By the mask's columns, each of which stands for its group's tokens or for its token."""
+    for case in random_cases(3000):
+        length, group, kept = case.length, case.group_size, case.keep_first
+        mask = cca.mask(length, group, case.window, keep_first=kept)
+        core = mask.shape[1] - length
+        stands_for = torch.zeros(core + length, length)
+        for c in range(core):
+            stands_for[c, kept + c * group : kept + (c + 1) * group] = 1
+        stands_for[core:] = torch.eye(length)
+        times = mask.float() @ stands_for
+        assert torch.equal(times, torch.ones(length, length).tril()), str(case)
+
+
+def test_every_token_reaches_the_result_once():
+    """The kernel: with equal logits, mean pooling and one-hot values a row's weights are known."""
+    for case in random_cases(300, batch=1, heads=1, kv_heads=1):
+        if case.length == 0:
+            continue
+        q, v = torch.zeros(1, 1, case.length, 1), torch.eye(case.length)[None, None]
+        out = cca.attention(
+            q.expand(v.shape), q.expand(v.shape), v, case.group_size, case.window, "mean",
+            keep_first=case.keep_first,
+        )  # fmt: skip
+        for row in range(case.length):
+            entries, tokens = definition.seen(row, case)
+            shares = out[0, 0, row] * (len(entries) + len(tokens))
+            grouped = torch.zeros(case.length, dtype=torch.bool)
+            for c in entries:
+                first = case.keep_first + c * case.group_size
+                grouped[first : first + case.group_size] = True
+            wanted = torch.where(grouped, 1 / case.group_size, 1.0)
+            wanted[row + 1 :] = 0.0
+            assert torch.allclose(shares, wanted, atol=1e-5), (str(case), row)
 
 
 def mask_of(case):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from paperlab import cca
 from paperlab.cca import baselines
+from torch.autograd import forward_ad
 
 Q, K = torch.ones(2, 4, 6, 8), torch.ones(2, 2, 6, 8)
 
@@ -71,6 +72,23 @@ def test_nested_tensors_are_refused():
     for name, function in FUNCTIONS.items():
         with pytest.raises(ValueError, match=f"^{name}: q must be strided, got a nested"):
             function(nested, K, K)
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "effective_attention"])
+def test_forward_gradients_are_refused(name, index):
+    tensors = [Q, K, K.clone()]
+    with torch.no_grad(), forward_ad.dual_level():
+        tensors[index] = forward_ad.make_dual(tensors[index], torch.ones_like(tensors[index]))
+        with pytest.raises(NotImplementedError, match="forward-mode") as error:
+            FUNCTIONS[name](*tensors)
+    assert name != "vertical_slash" or str(error.value).startswith("vertical_slash: ")
+
+
+def test_a_mask_that_memory_cannot_hold_is_refused():
+    for options in ({}, {"window": 2**60}, {"group_size": 1, "window": 0}):
+        with pytest.raises(ValueError, match=r"^mask: length must give less than 2\^46"):
+            cca.mask(2**31 - 1, **options)
 
 
 WRONG_OPTIONS = [

@@ -63,6 +63,7 @@ class Definition:
         self.states: list[torch.Tensor] = []
         self.weights: dict[int, torch.Tensor] = {}
         self.streams: dict[int, torch.Tensor] = {}
+        self.attended: dict[int, torch.Tensor] = {}  # [B, H, T, S]
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         weight = self.p[name + ".weight"]
@@ -98,7 +99,7 @@ class Definition:
         scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(size)
         length = scores.shape[-1]
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        mix = scores.masked_fill(future, -math.inf).softmax(-1)
+        mix = self.attended[layer] = scores.masked_fill(future, -math.inf).softmax(-1)
         return self.linear(name + "wo", torch.einsum("bhts,bshd->bthd", mix, v).flatten(2))
 
     def ffn(self, layer: int, x: torch.Tensor) -> torch.Tensor:

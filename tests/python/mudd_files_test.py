@@ -156,6 +156,21 @@ def test_shards_and_bin_files(copied: Path, tmp_path: Path) -> None:
     )
 
 
+def test_shards_that_are_not_as_the_index_says(copied: Path) -> None:
+    model = MuddFormer.from_pretrained(copied)
+    model.save_pretrained(copied, max_shard_size="40KB")
+    index = copied / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())["weight_map"]
+    first, second = sorted(set(whole.values()))[:2]
+    name = next(name for name, file in whole.items() if file == first)
+    # transformers would take such a tensor, whatever the index says.
+    shard = load_file(copied / second)
+    for extra, message in ((name, f"has it in .*{first}"), ("more", "does not list it")):
+        save_file(shard | {extra: torch.zeros(3)}, copied / second)
+        with pytest.raises(ValueError, match=f"{second}: tensor '{extra}' must be .*{message}"):
+            MuddFormer.from_pretrained(copied)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_general_loader_names_this_one(name: str) -> None:
     message = r"config\.json.*model_type.*; paperlab\.mudd\.MuddFormer\.from_pretrained loads it$"

@@ -157,6 +157,7 @@ def test_wrong_arguments_of_the_gradient_are_refused(change, part):
         ((4.0, 2), {}, "d_model must be"),
         ((4, 0), {}, "num_sources must be"),
         ((4, 2, 0), {}, "ways must be"),
+        ((2**31 - 1, 2**31 - 1), {}, "d_model, num_sources and ways must make at most"),
         ((4, 2), {"eps": 0.0}, "eps must be"),
         ((4, 2), {"gelu": "erf"}, "gelu must be"),
     ],

@@ -1,5 +1,7 @@
 """MuddFormer refuses what it cannot be or read, by name, and nothing changes."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_layers": 0}, "num_layers"),
     ({"norm_eps": 0.0}, "norm_eps"),
     ({"norm_eps": float("nan")}, "norm_eps"),
+    ({"norm_eps": 1e-46}, "norm_eps must be > 0 in float32"),
+    ({"norm_eps": 1e-46, "dtype": torch.bfloat16}, "norm_eps must be > 0 in float32"),
+    ({"d_model": 2**30, "num_heads": 2**26}, "d_model"),
+    ({"vocab_size": 2**31 - 1, "d_model": 2**20, "num_heads": 2**16}, "vocab_size"),
     ({"hidden_round": -1}, "hidden_round"),
     ({"last_hidden_expand": 0}, "last_hidden_expand"),
     ({"num_streams": 0}, "num_streams"),
@@ -71,6 +77,32 @@ def test_bad_calls_are_refused_and_change_nothing() -> None:
         with pytest.raises(ValueError, match="cache"):
             other(tokens[:, :1], cache)
     assert cache.length == 3
+
+
+def test_a_cache_that_memory_cannot_hold_is_refused() -> None:
+    model = new()
+    for batch, length in ((2**31, 2**40), (1, 2**40), (2**31, 2**13)):
+        with pytest.raises(ValueError, match=f"^new_cache: batch_size and max_length .*{length}"):
+            model.new_cache(batch_size=batch, max_length=length)
+
+
+def test_an_eps_that_only_float64_has() -> None:
+    model = MuddFormer(**(SIZES | {"norm_eps": 1e-46, "dtype": torch.float64}), ffn_round=8)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(some_tokens()), model(some_tokens()))
+    with pytest.raises(ValueError, match="eps"):
+        model.float()(some_tokens())
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_an_eps_of_config_json_that_float32_lacks(tmp_path: Path, form: str) -> None:
+    model = MuddFormer(**(SIZES | {"norm_eps": 1e-46, "dtype": torch.float64}), ffn_round=8)
+    model.save_pretrained(tmp_path, safe_serialization=form == "safetensors")
+    for dtype in (torch.float64, None):
+        MuddFormer.from_pretrained(tmp_path, dtype=dtype)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with pytest.raises(ValueError, match=r"config\.json: norm_eps must be > 0 in float32"):
+            MuddFormer.from_pretrained(tmp_path, dtype=dtype)
 
 
 def test_torchs_default_device_is_not_asked() -> None:

@@ -140,24 +140,6 @@ def test_the_same_bits_for_any_number_of_threads(dtype):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_composition_of_other_devices_is_the_formula(dtype, inverse):
-    table_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # what stands there runs on any
-    for shape, table_shape in SHAPES:
-        x = random(*shape, dtype=dtype).transpose(0, 2).contiguous().transpose(0, 2)
-        inputs = x, *tables(*table_shape, dtype=table_dtype)
-        got = torch.ops.paperlab.rope.default.redispatch(cuda, *inputs, inverse)
-        exact_inputs = [x.double() for x in inputs]
-        exact = formula(*exact_inputs, inverse)
-        norm = formula(*(x.abs() for x in exact_inputs), sign=1.0)
-        eps = 2.0**-52 if dtype == torch.float64 else 2.0**-23
-        half_ulp = 2.0**-8 * exact.abs() if dtype == torch.bfloat16 else 0.0
-        assert got.is_contiguous() and got.dtype == dtype
-        assert ((got.double() - exact).abs() <= 1.01 * eps * norm + half_ulp).all()
-
-
 X, TABLE = torch.ones(2, 3, 2, 8), torch.ones(1, 3, 4)
 
 

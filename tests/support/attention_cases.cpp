@@ -67,7 +67,7 @@ const char* enumerator_of(AttentionLayout layout) {
 }
 
 const char* enumerator_of(DType dtype) {
-  constexpr std::array kNames = {"kFloat32", "kBFloat16", "kFloat64"};
+  constexpr std::array kNames = {"kFloat32", "kBFloat16", "kFloat64", "kFloat16"};
   return kNames[static_cast<std::size_t>(dtype)];
 }
 

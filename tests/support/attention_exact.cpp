@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/common/number.h"
 #include "tests/support/isa.h"
 
 namespace paperlab::test {
@@ -36,6 +37,13 @@ struct PlainBFloat16 {
   static constexpr bool kHasNorms = false;
   static float rounded(float x) { return round_to_bfloat16(x); }
 };
+
+struct PlainFloat16 {
+  static constexpr bool kHasNorms = false;
+  static float rounded(float x) { return kernels::from_float16(kernels::to_float16(x)); }
+};
+
+bool is_half(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
 // A tensor [B, heads, rows, width] of sums, and of the absolute values of their terms.
 template <class Real>
@@ -119,8 +127,11 @@ void add(Sums<Real>& sums, std::size_t at, Real factor, Real norm, const Real* x
 
 // Half the distance of x to the next larger number of that dtype.
 long double half_ulp(DType dtype, long double x) {
-  const int digits = dtype == DType::kFloat64 ? 53 : dtype == DType::kFloat32 ? 24 : 8;
-  const int least = dtype == DType::kFloat64 ? -1022 : -126;
+  const int digits = dtype == DType::kFloat64   ? 53
+                     : dtype == DType::kFloat32 ? 24
+                     : dtype == DType::kFloat16 ? 11
+                                                : 8;
+  const int least = dtype == DType::kFloat64 ? -1022 : dtype == DType::kFloat16 ? -14 : -126;
   const int exponent = x == 0.0L || !std::isfinite(x) ? least : std::max(least, std::ilogb(x));
   return std::ldexp(1.0L, exponent - digits);
 }
@@ -258,11 +269,11 @@ class DenseAttention {
         in_.grad_lse.is_absent() ? Real{0} : static_cast<Real>(in_.grad_lse.get(b, h, t, 0));
     Product<Real> mean;
     Real of_out = 0;
-    if (Formula::kHasNorms && in_.of.dtype == DType::kBFloat16) {
+    if (Formula::kHasNorms && is_half(in_.of.dtype)) {
       const std::size_t at = forward[0].at(b, h, t);
       for (std::size_t d = 0; d < g_.width; ++d) {
         of_out += std::abs(g_.row(t)[d]) *
-                  static_cast<Real>(half_ulp(DType::kBFloat16, forward[0].value[at + d]));
+                  static_cast<Real>(half_ulp(in_.of.dtype, forward[0].value[at + d]));
       }
     }
     std::vector<Product<Real>> dp;
@@ -318,7 +329,7 @@ ExpectedTensor expected_tensor(const char* name, const Sums<Real>& exact,
   ExpectedTensor expected{name, {exact.value.begin(), exact.value.end()}, {}};
   long double of_plain = 0.0L;
   for (std::size_t i = 0; i < exact.value.size(); ++i) {
-    const auto stored = slack.dtype == DType::kBFloat16
+    const auto stored = is_half(slack.dtype)
                             ? static_cast<long double>(Formula::rounded(plain.value[i]))
                             : static_cast<long double>(plain.value[i]);
     const long double error = std::abs(stored - expected.exact[i]);
@@ -459,6 +470,8 @@ ExpectedAttention expected_attention(const AttentionTensors& tensors, Direction 
   switch (tensors.of.dtype) {
     case DType::kFloat32:
       return expected_of<double, float>(tensors, direction, Plain());
+    case DType::kFloat16:
+      return expected_of<double, float>(tensors, direction, PlainFloat16());
     case DType::kBFloat16:
       return expected_of<double, float>(tensors, direction, PlainBFloat16());
     case DType::kFloat64:

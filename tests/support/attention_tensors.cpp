@@ -7,6 +7,7 @@
 #include <limits>
 #include <new>
 
+#include "kernels/common/number.h"
 #include "paperlab/core/rng.h"
 
 namespace paperlab::test {
@@ -23,6 +24,7 @@ std::int64_t element_bytes(DType dtype) {
     case DType::kFloat32:
       return 4;
     case DType::kBFloat16:
+    case DType::kFloat16:
       return 2;
     case DType::kFloat64:
       break;
@@ -159,6 +161,8 @@ double GuardedTensor::get(std::int64_t b, std::int64_t h, std::int64_t t, std::i
       return read<float>(from);
     case DType::kBFloat16:
       return widened(read<std::uint16_t>(from));
+    case DType::kFloat16:
+      return kernels::from_float16({read<std::uint16_t>(from)});
     case DType::kFloat64:
       break;
   }
@@ -176,6 +180,11 @@ void GuardedTensor::set(std::int64_t b, std::int64_t h, std::int64_t t, std::int
     case DType::kBFloat16: {
       const auto bits = std::bit_cast<std::uint32_t>(round_to_bfloat16(narrow)) >> 16U;
       const auto half = static_cast<std::uint16_t>(bits);
+      std::memcpy(to, &half, sizeof(half));
+      return;
+    }
+    case DType::kFloat16: {
+      const kernels::Float16 half = kernels::to_float16(narrow);
       std::memcpy(to, &half, sizeof(half));
       return;
     }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/attention/attention.h"
@@ -42,6 +43,8 @@ class GuardedTensor {
 
   void fill_with_nan();
   std::vector<std::byte> all_bytes() const;
+  std::span<std::byte> bytes() { return {bytes_.get(), static_cast<std::size_t>(num_bytes_)}; }
+  std::span<std::byte> memory() { return {bytes_.get(), static_cast<std::size_t>(num_bytes_)}; }
   bool has_untouched_gaps() const;  // every byte that belongs to no element is still 0xFF
 
  private:

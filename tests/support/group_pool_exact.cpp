@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "paperlab/core/rng.h"
+#include "tests/support/row_tensor.h"
 
 namespace paperlab::test {
 namespace {
@@ -184,13 +185,13 @@ testing::AssertionResult is_within(const char* name, const Sums& expected, const
   if (!actual.has_untouched_gaps()) {
     return testing::AssertionFailure() << name << ": memory around the elements was written";
   }
-  const Real eps = of.dtype == DType::kFloat64 ? 0x1p-52L : 0x1p-23L;
+  const Real eps = epsilon(of.dtype);
   const Real terms = static_cast<Real>(2 * of.head_dim + of.group + 16) +
                      4 * static_cast<Real>(of.head_dim + 4) * largest_logit;
   const std::vector<double> got = actual.values();
   for (std::size_t i = 0; i < got.size(); ++i) {
     const Sum& exact = expected.sums[i];
-    const Real half_ulp = of.dtype == DType::kBFloat16 ? 0x1p-8L * std::abs(exact.value) : 0;
+    const Real half_ulp = test::half_ulp(of.dtype) * std::abs(exact.value) + half_step(of.dtype);
     const Real error = std::abs(static_cast<Real>(got[i]) - exact.value);
     if (!(error <= half_ulp + eps * exact.norm * terms)) {
       const auto [b, h, t, d] = actual.index_of(static_cast<std::int64_t>(i));
@@ -360,8 +361,15 @@ std::vector<const GuardedTensor*> PoolTensors::gradient_results() const {
 }
 
 testing::AssertionResult is_pooled_right(PoolTensors& tensors, const Executor& executor) {
-  kernels::group_pool(tensors.inputs(), tensors.outputs(), executor);
-  kernels::group_pool_backward(tensors.inputs(), tensors.gradients(), executor);
+  return is_pooled_right(tensors, [&executor](PoolTensors& of) {
+    kernels::group_pool(of.inputs(), of.outputs(), executor);
+    kernels::group_pool_backward(of.inputs(), of.gradients(), executor);
+  });
+}
+
+testing::AssertionResult is_pooled_right(PoolTensors& tensors,
+                                         const std::function<void(PoolTensors&)>& run) {
+  run(tensors);
   const Definition exact(tensors);
   const auto check = [&](const char* name, const Sums& sums) {
     return is_within(name, sums, tensors.of, exact.largest_logit);

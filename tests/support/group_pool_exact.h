@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -59,10 +60,14 @@ class PoolTensors {
 };
 
 // Compares every result with
-//   half an ulp + eps norm (2 D + g + 16 + 4 (D + 4) largest logit)
+//   half an ulp (of 16 bits) + eps norm (2 D + g + 16 + 4 (D + 4) largest logit)
 // where `norm` is the sum of the absolute values of the terms of which the element is a sum, eps
 // that of float32 (float64), and a logit's size that of its terms: logits are sums of D products,
 // whose errors move a weight by that share; sums over the group have g terms.
 testing::AssertionResult is_pooled_right(PoolTensors& tensors, const Executor& executor);
+
+// The same after run(tensors), which runs both passes.
+testing::AssertionResult is_pooled_right(PoolTensors& tensors,
+                                         const std::function<void(PoolTensors&)>& run);
 
 }  // namespace paperlab::test

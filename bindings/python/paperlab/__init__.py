@@ -104,6 +104,7 @@ def _read_environment() -> None:
             _core.set_cpu_isa(isa)
         except ValueError as error:
             raise ValueError(f"PAPERLAB_CPU: {error}") from None
+    _core.get_backend()  # reads PAPERLAB_BACKEND, which must be right
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -82,6 +82,33 @@ def positive(function: str, name: str, value: object) -> float:
     return number
 
 
+_UNITS = {
+    f"{prefix}{kind}B": base**power
+    for kind, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("KMGT", 1)
+}
+
+
+def num_bytes(function: str, name: str, value: object) -> int:
+    """`value` as a number of bytes >= 1: an integer, or a text as "5GB" or "200MiB"."""
+    if not isinstance(value, str):
+        return integer(function, name, value, 1, 2**63 - 1)
+    number, unit = value[:-3], value[-3:]
+    if unit not in _UNITS:
+        number, unit = value[:-2], value[-2:]
+    try:
+        count = int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        count = 0
+    if not 1 <= count < 2**63:
+        units = ", ".join(_UNITS)
+        raise ValueError(
+            f'{function}: {name} must be a number of bytes >= 1, or a text as "5GB" ({units}), '
+            f"got {value!a:.60}"
+        )
+    return count
+
+
 def text(function: str, name: str, value: object) -> str:
     """`value`, which must be a str of printable characters: messages quote it as it is."""
     if not isinstance(value, str):
@@ -100,6 +127,25 @@ def dtype_name(function: str, dtype: torch.dtype | str) -> str:
             f"{function}: dtype must be float32, float64, bfloat16 or float16, got {name}"
         )
     return str(known).removeprefix("torch.")  # "half" is "float16"
+
+
+def device(function: str, value: torch.device | str | int | None) -> torch.device:
+    """`value` as a device that this machine has: the CPU (None too) or an NVIDIA GPU."""
+    if value is None:
+        return torch.device("cpu")
+    try:
+        found = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{function}: device must be cpu or cuda, got {value!a:.60}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"{function}: device must be cpu or cuda, got {found}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if count == 0 or (found.index or 0) >= count:
+        raise ValueError(
+            f"{function}: device must be one that torch can use, got {found}: it finds "
+            f"{count or 'no'} NVIDIA GPU{'' if count == 1 else 's'}"
+        )
+    return found
 
 
 def directory(function: str, path: Path) -> bytes:

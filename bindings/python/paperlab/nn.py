@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core
+from paperlab._hooks import HookHandle
 from paperlab._tokens import mask_tensor, token_tensor
 
 __all__ = ["Cache", "Decoder", "HookHandle", "from_config", "load"]
@@ -30,26 +31,6 @@ class _Default:
 
 
 _MODELS_OWN = _Default()
-
-
-class HookHandle:
-    """What `Decoder.on_linear_input` returns: `remove()` ends the calls; also a context manager."""
-
-    def __init__(self, core: _core.Decoder, number: int) -> None:
-        self._core = core
-        self._number: int | None = number
-
-    def remove(self) -> None:
-        """Ends the calls. A second time does nothing."""
-        if self._number is not None:
-            self._core.remove_linear_hook(self._number)
-            self._number = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 class Decoder(torch.nn.Module):
@@ -137,7 +118,8 @@ class Decoder(torch.nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> _core.Cache:
         """Returns an empty cache for `max_length` tokens of `batch_size` sequences.
 
-        It has `length`, `max_length`, `batch_size`, `num_bytes`. ValueError unless both are >= 1.
+        It has `length`, `max_length`, `batch_size`, `num_bytes`. ValueError unless both are >= 1
+        and memory holds it.
         """
         self.bind()
         return self._core.new_cache(
@@ -197,14 +179,19 @@ class Decoder(torch.nn.Module):
             mask = None if bool(visible.all()) else visible
         return self._core.generate(prompt, mask, options)
 
-    def save_pretrained(self, directory: Path) -> None:
+    def save_pretrained(self, directory: Path, *, max_shard_size: int | str = "5GB") -> None:
         """Writes a Hugging Face directory: the same tensors' names and bytes, the same settings.
+
+        max_shard_size: bytes, or a text as "200MB" or "1GiB": more tensors are shards of at most
+        this size (a larger tensor has one of its own) with an index.
 
         The tokenizer's files are copied from where the model was loaded. What was in the directory
         stays whole until everything is written. Raises OSError or ValueError naming the file.
         """
+        path = _arguments.directory("save_pretrained", directory)
+        size = _arguments.num_bytes("save_pretrained", "max_shard_size", max_shard_size)
         self.bind()
-        self._core.save(os.fsdecode(_arguments.directory("save_pretrained", directory)))
+        self._core.save(os.fsdecode(path), size)
 
     def tensor(self, role: str, layer: int | None = None, head: int | None = None) -> torch.Tensor:
         """Returns the weights of a role, a differentiable view of the parameter.
@@ -283,6 +270,11 @@ class Decoder(torch.nn.Module):
         """
         for name, value in self._current():
             if self._bound.get(name) is not value:
+                if torch._C._functorch.is_functorch_wrapped_tensor(value):
+                    raise NotImplementedError(
+                        f"forward: torch.func.grad, vmap and the like cannot reach {name} in C++; "
+                        "functional_call and torch.autograd can"
+                    )
                 self._core.set_parameter(name, value)
                 self._bound[name] = value
 
@@ -307,13 +299,20 @@ class Decoder(torch.nn.Module):
         return _arguments.integer("generate", "pad_token_id", token, 0, self.vocab_size - 1)
 
 
-def load(directory: Path, *, dtype: torch.dtype | str | None = None, mmap: bool = True) -> Decoder:
+def load(
+    directory: Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    mmap: bool = True,
+    device: torch.device | str | int | None = None,
+) -> Decoder:
     """Returns the model of a Hugging Face directory, in eval mode; parameters require gradients.
 
     directory: config.json and safetensors, in shards or not, of a Llama, Mistral, Qwen2, Qwen3 or
     GPT-NeoX model. dtype: float32, float64, bfloat16 or float16; None: the files' own. Tensors of
     that dtype are the mapped file: replace the file by rename, never rewrite it in place, while the
     model lives; mmap=False reads into memory instead. Writing to parameters leaves the file alone.
+    device: where the parameters go, "cpu" (None too) or "cuda"; `model.to` moves them later.
 
     Raises FileNotFoundError or another OSError, or ValueError naming the file and the tensor or
     setting: missing, unknown or misshapen tensors, NaN, settings that would change the numbers and
@@ -321,8 +320,9 @@ def load(directory: Path, *, dtype: torch.dtype | str | None = None, mmap: bool 
     """
     name = None if dtype is None else _arguments.dtype_name("load", dtype)
     path = _arguments.directory("load", directory)
+    place = _arguments.device("load", device)
     try:
-        return Decoder(_core.Decoder.load(path, name, mmap))
+        return _on(place, Decoder(_core.Decoder.load(path, name, mmap)))
     except ValueError as error:
         hint = _OTHER_LOADERS.get(_model_type(path))
         if hint is None:
@@ -350,12 +350,14 @@ def from_config(
     init: str = "normal",
     seed: int = 0,
     dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str | int | None = None,
 ) -> Decoder:
     """Returns a new model with the settings of a config.json and random values.
 
     init: standard deviations, "normal" (initializer_range), "gpt_neox" (sqrt(2 / 5E), of outputs
     2 / (L sqrt(E)); arXiv:2204.06745), "xavier" (sqrt(2 / (in + out))). The values are a function
-    of `seed` and the element for any number of threads. Raises ValueError as `load`.
+    of `seed` and the element for any number of threads, on any `device`. Raises ValueError as
+    `load`.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"from_config: config must be a mapping, got {type(config).__name__}")
@@ -369,7 +371,12 @@ def from_config(
     name = _arguments.dtype_name("from_config", dtype)
     if name == "float16":
         raise ValueError(f"from_config: dtype must be float32, float64 or bfloat16, got {name}")
-    return Decoder(_core.Decoder.from_config(text, init, number, name))
+    place = _arguments.device("from_config", device)
+    return _on(place, Decoder(_core.Decoder.from_config(text, init, number, name)))
+
+
+def _on(device: torch.device, model: Decoder) -> Decoder:
+    return model if device.type == "cpu" else model.to(device)  # mapped files stay as they are
 
 
 def _index(name: str, value: int | None) -> int | None:

@@ -1,22 +1,56 @@
-"""Differentiable operators on torch tensors; they run under torch.compile(fullgraph=True)."""
+"""Differentiable operators on torch tensors; they run under torch.compile(fullgraph=True).
 
-from typing import Literal, overload
+Tensors are on the CPU or on a CUDA device; `set_backend` says who computes. float16 is for CUDA
+devices (and for the backend "torch"). On a CUDA device checks of values (targets, key ranges) may
+surface at the next synchronisation.
+"""
+
+from typing import Literal, cast, overload
 
 import torch
 
-from paperlab import _arguments
+from paperlab import _arguments, _core
 
 __all__ = [
     "attention",
     "even_pairs_loss",
+    "get_backend",
     "linear",
     "linear_cross_entropy",
     "rms_norm",
     "rope",
+    "set_backend",
     "swiglu",
 ]
 
+Backend = Literal["auto", "kernels", "torch"]
+
 _LARGEST = 2**63 - 1
+
+
+def set_backend(name: Backend) -> None:
+    """Sets who computes the operators of the library, for the whole process.
+
+    name: "auto": on the CPU our kernels; on a CUDA device our kernel where it was seen to pass its
+        tests on the GPU's architecture (the tables in kernels/*/README.md), else LibTorch's own
+        operations, with one notice for each operator and process.
+      "kernels": our kernels, also those that no GPU of this architecture has passed.
+      "torch": LibTorch's own operations on every device; float16 too. For comparison.
+    At first it is what the environment variable PAPERLAB_BACKEND says, or "auto"; with a variable
+    that says anything else the import of paperlab is a ValueError.
+
+    Raises ValueError for any other name. Calls that have begun go on as they were.
+    """
+    if not isinstance(name, str):
+        raise _arguments.ArgumentTypeError(
+            f"set_backend: name must be a str, got {type(name).__name__}"
+        )
+    _core.set_backend(name)
+
+
+def get_backend() -> Backend:
+    """Returns who computes the operators: "auto", "kernels" or "torch" (see set_backend)."""
+    return cast(Backend, _core.get_backend())
 
 
 def _check_tensor(function: str, name: str, value: object) -> None:
@@ -72,7 +106,7 @@ def attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Returns softmax(scale q k^T + mask) v, or (out, lse) with the row log-sum-exp.
 
-    q: [B, H, T, D], float32, float64 or bfloat16, CPU, any strides; D in 1..256 (fast from 16).
+    q: [B, H, T, D], float32, float64 or bfloat16, any strides; D in 1..256 (fast from 16).
     k, v: [B, G, S, D], H % G == 0, of q's dtype and device, any strides.
     causal: row i stands at key position i + S - T and sees no later key.
     window: the last `window` keys, the row's own included; >= 1, needs causal.
@@ -110,7 +144,7 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
 
     The sum over L = 1..Lmax of the mean over all 2^L strings of log(1 + exp(-y T)), y = +1 iff the
     first token equals the last. Differentiable once with respect to u and w.
-    u: [2 Lmax], float32 or float64, CPU, Lmax in 1..24; entry 2(l-1)+s for token s at position l.
+    u: [2 Lmax], float32 or float64, Lmax in 1..24; entry 2(l-1)+s for token s at position l.
     w: [2 Lmax keys, 2 Lmax queries], of u's dtype, any strides.
     attention_scale: divides the logits; finite, > 0.
 
@@ -217,7 +251,7 @@ def rms_norm(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Returns x / sqrt(mean(x^2) + eps) * weight, or with a residual that of the sum, and the sum.
 
-    x: [..., W], W >= 1, float32, float64 or bfloat16, CPU, any strides.
+    x: [..., W], W >= 1, float32, float64 or bfloat16, any strides.
     weight: [W] in x's dtype.
     residual: of x's shape and dtype; then the result is (y, x + residual), in one pass.
     eps: finite, >= 0.
@@ -266,7 +300,7 @@ def rope(
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Returns silu(gate) * up, silu(x) = x / (1 + exp(-x)), new and contiguous.
 
-    gate: any shape of at least one dimension, float32, float64 or bfloat16, CPU; rows that are
+    gate: any shape of at least one dimension, float32, float64 or bfloat16; rows that are
       apart (halves of one product) are read where they lie.
     up: of gate's shape and dtype.
     Differentiable once with respect to both; keeps nothing but its inputs.

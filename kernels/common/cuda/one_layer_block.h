@@ -9,16 +9,8 @@
 #include "kernels/common/cuda/team.h"
 #include "kernels/common/one_layer.h"
 
-// Register arrays need compile-time indices on the GPU.
-#ifdef __CUDA_ARCH__
-#define PAPERLAB_UNROLL _Pragma("unroll")
-#else
-#define PAPERLAB_UNROLL
-#endif
-
 namespace paperlab::kernels {
 
-constexpr int kWarp = 32;
 constexpr int kBlockThreads = 128;
 constexpr int kWarps = kBlockThreads / kWarp;
 constexpr int kItemsPerThread = 4;  // independent chains that hide the latency of exp and 1 / x
@@ -224,8 +216,6 @@ struct QueryTasks {
   const std::int64_t* marginals;
   int count;
 };
-
-struct NoRegisters {};
 
 // Writes column `column` of the gradient of w, and the query's part [2 length] of the gradient of
 // u.

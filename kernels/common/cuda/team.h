@@ -9,9 +9,23 @@
 
 #include "paperlab/core/host_device.h"
 
+// Register arrays need compile-time indices on the GPU.
+#ifdef __CUDA_ARCH__
+#define PAPERLAB_UNROLL _Pragma("unroll")
+#else
+#define PAPERLAB_UNROLL
+#endif
+
 namespace paperlab::kernels {
 
-// each(phase) calls phase(thread, registers of that thread) for every thread of the block.
+constexpr int kWarp = 32;
+
+// Of threads that keep nothing between phases.
+struct NoRegisters {};
+
+// each(phase) calls phase(thread, registers of that thread) for every thread of the block. The
+// teams below also have each_alone(phase), without the barrier: nothing that follows before the
+// next barrier reads what the phase wrote for other threads, or writes what it read.
 template <class T>
 concept Team = requires(T& team, void (&phase)(int, typename T::Registers&)) {
   { team.each(phase) } -> std::same_as<void>;
@@ -25,10 +39,35 @@ struct DeviceTeam {
   Registers registers;
 
   template <class Phase>
+  PAPERLAB_HD void each_alone(Phase&& phase) {
+    phase(thread, registers);
+  }
+  template <class Phase>
   PAPERLAB_HD void each(Phase&& phase) {
     phase(thread, registers);
 #ifdef __CUDA_ARCH__
     __syncthreads();
+#endif
+  }
+};
+
+// The threads of one warp as a team of their own: its phases end without waiting for other warps.
+template <class R>
+struct DeviceWarp {
+  using Registers = R;
+
+  int thread;  // of the warp
+  Registers registers;
+
+  template <class Phase>
+  PAPERLAB_HD void each_alone(Phase&& phase) {
+    phase(thread, registers);
+  }
+  template <class Phase>
+  PAPERLAB_HD void each(Phase&& phase) {
+    phase(thread, registers);
+#ifdef __CUDA_ARCH__
+    __syncwarp();
 #endif
   }
 };
@@ -49,6 +88,10 @@ struct HostTeam {
       const std::size_t thread = is_reversed ? registers.size() - 1 - i : i;
       phase(static_cast<int>(thread), registers[thread]);
     }
+  }
+  template <class Phase>
+  void each_alone(Phase&& phase) {
+    each(phase);
   }
 };
 

@@ -2,7 +2,6 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -13,6 +12,7 @@
 
 #include "paperlab/cca/inputs_internal.h"
 #include "paperlab/cca/partition.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/linear.h"
 
 namespace paperlab::cca {
@@ -69,6 +69,13 @@ at::Tensor logits_of(const at::Tensor& query, const at::Tensor& entries) {
   return at::stack(products).unflatten(0, {batch, heads}).flatten(1, 2).mul(scale_of(query));
 }
 
+// Over the last dimension, which must not be empty. The sums of at::softmax's gradient depend on
+// the number of threads.
+at::Tensor softmax_of(const at::Tensor& logits) {
+  const at::Tensor powers = logits.sub(logits.detach().amax(-1, true)).exp();
+  return powers.div(powers.sum(-1, true));
+}
+
 // w [B, H, m, g]: of the tokens of the first m groups.
 at::Tensor pool_weights(const at::Tensor& query, const at::Tensor& key, std::int64_t count,
                         std::int64_t group) {
@@ -76,7 +83,7 @@ at::Tensor pool_weights(const at::Tensor& query, const at::Tensor& key, std::int
   const at::Tensor evaluator = query.slice(2, group - 1, tokens, group).unsqueeze(3);
   const at::Tensor keys =
       repeated_heads(key.narrow(2, 0, tokens), query.sym_size(1)).unflatten(2, {count, group});
-  return at::softmax(keys.mul(evaluator).sum(-1).mul(scale_of(query)), -1);
+  return softmax_of(keys.mul(evaluator).sum(-1).mul(scale_of(query)));
 }
 
 // What the core tokens' weights p [B, H, T, m] give the tokens, [B, H, T, T].
@@ -121,15 +128,16 @@ ops::GroupPoolResult pool(const at::Tensor& query, const at::Tensor& key, const 
   const Entries core = pooled(query, key, value, query.sym_size(2), options);
   const bool is_shared = options.weights_per == WeightsPer::kKvHead;
   const c10::SymInt heads = is_shared ? key.sym_size(1) : query.sym_size(1);
-  return {repeated_heads(core.key, heads), repeated_heads(core.value, heads)};
+  return {repeated_heads(core.key, heads).contiguous(),  // one key head's are expanded
+          repeated_heads(core.value, heads).contiguous()};
 }
 
 at::Tensor mask(std::int64_t length, const Options& options) {
   check_options("mask", options);
   check_count("mask", "length", length, 0);
   const std::int64_t core = num_visible(length, options);
-  TORCH_CHECK_VALUE(static_cast<double>(length) * static_cast<double>(core + length) < 9e18,
-                    "mask: length must give less than 2^63 elements, got ", length);
+  TORCH_CHECK_VALUE(static_cast<double>(length) * static_cast<double>(core + length) < 0x1p46,
+                    "mask: length must give less than 2^46 elements, got ", length);
   const at::Tensor query = at::arange(1, length + 1, at::kLong).unsqueeze(1);  // i
   const at::Tensor token = at::arange(1, length + 1, at::kLong).unsqueeze(0);
   const at::Tensor behind = query.sub(options.keep_first + options.window);
@@ -154,6 +162,7 @@ at::Tensor effective_attention(const at::Tensor& query, const at::Tensor& key,
   options.window = window;
   check_options("effective_attention", options);
   check_query_and_key("effective_attention", query, key);
+  const ops::autocast::Off no_autocast;
   const at::ScalarType dtype = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor q = query.to(dtype);
   const at::Tensor k = key.to(dtype);
@@ -163,12 +172,12 @@ at::Tensor effective_attention(const at::Tensor& query, const at::Tensor& key,
   constexpr double kNever = -std::numeric_limits<double>::infinity();
   at::Tensor logits = logits_of(q, k).masked_fill(hidden_entries(seen, count, length), kNever);
   if (count == 0) {
-    return at::softmax(logits, -1).to(query.scalar_type());
+    return (length == 0 ? logits : softmax_of(logits)).to(query.scalar_type());
   }
   const Entries core = pooled(q, k, k, count * group_size, options);
   logits = at::cat(
       {logits_of(q, core.key).masked_fill(hidden_entries(seen, 0, count), kNever), logits}, 3);
-  const at::Tensor p = at::softmax(logits, -1);
+  const at::Tensor p = softmax_of(logits);
   const at::Tensor by_core =
       shared_out(p.narrow(3, 0, count), pool_weights(q, k, count, group_size));
   return p.narrow(3, count, length).add(by_core).to(query.scalar_type());

@@ -18,8 +18,8 @@ namespace paperlab::cca {
 
 /// One softmax over the core tokens that a query sees and the raw keys behind them.
 ///
-/// \param query  [B, H, T, D], float32, float64 or bfloat16, CPU, any strides. D is 1..256; T may
-///               be 0.
+/// \param query  [B, H, T, D], float32, float64 or bfloat16 (CUDA: float16 too), any strides. D is
+///               1..256; T may be 0.
 /// \param key    [B, G, T, D], dtype of query, any strides.
 /// \param value  [B, G, T, D], likewise.
 /// \return       out [B, H, T, D] in that dtype and lse [B, H, T], the natural logarithm, float32
@@ -29,7 +29,7 @@ namespace paperlab::cca {
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::cca_attention`, composed of `group_pool` and `attention`. Memory is
-/// linear in T. The same bits from run to run and for any number of threads.
+/// linear in T. On the CPU the same bits from run to run and for any number of threads.
 PAPERLAB_API ops::AttentionResult attention(const at::Tensor& query, const at::Tensor& key,
                                             const at::Tensor& value, const Options& options = {});
 

@@ -4,10 +4,11 @@
 /// heads, G key/value heads, D head size; query r sees token t (both from 0).
 ///
 /// All take query [B, H, T, D] and key, value [B, G, T, D], H % G == 0, of one dtype (float32,
-/// float64 or bfloat16), CPU, any strides, D in 1..256, and give out [B, H, T, D] and lse [B, H,
-/// T], differentiable once with respect to all three. They throw c10::ValueError or c10::TypeError
-/// ("<function>: ...") if an argument is not as described, before any work. Registered as
-/// `paperlab::cca_<function>`. The same bits from run to run and for any number of threads.
+/// float64 or bfloat16; on CUDA devices float16 too), any strides, D in 1..256, and give out
+/// [B, H, T, D] and lse [B, H, T], differentiable once with respect to all three. They throw
+/// c10::ValueError or c10::TypeError ("<function>: ...") if an argument is not as described, before
+/// any work. Registered as `paperlab::cca_<function>`. On the CPU the same bits from run to run and
+/// for any number of threads.
 
 #include <ATen/core/Tensor.h>
 

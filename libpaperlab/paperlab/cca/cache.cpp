@@ -7,7 +7,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "paperlab/cca/partition.h"
 #include "paperlab/core/error.h"
 #include "paperlab/ops/attention.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/group_pool.h"
 
 namespace paperlab::cca {
@@ -39,13 +39,15 @@ void check_key_start(const char* function, const at::Tensor& key_start, const at
                    ": key_start must be int64, got ", key_start.scalar_type());
   TORCH_CHECK_VALUE(key_start.dim() == 1 && key_start.size(0) == query.size(0), function,
                     ": key_start must be [", query.size(0), "], got ", key_start.sizes());
-  TORCH_CHECK_VALUE(key_start.is_cpu() && key_start.layout() == at::kStrided, function,
-                    ": key_start must be a strided tensor on the CPU, got ", key_start.device());
+  const bool is_near = key_start.is_cpu() || key_start.device() == query.device();
+  TORCH_CHECK_VALUE(is_near && key_start.layout() == at::kStrided, function,
+                    ": key_start must be a strided tensor on the CPU or the device of q, got ",
+                    key_start.device());
 }
 
 // Not negative, and none at all if no row has padding.
 std::vector<std::int64_t> starts_of(const char* function, const at::Tensor& key_start) {
-  const at::Tensor dense = key_start.contiguous();
+  const at::Tensor dense = key_start.cpu().contiguous();
   const auto* first = dense.const_data_ptr<std::int64_t>();
   std::vector<std::int64_t> starts(first, first + dense.numel());
   for (const std::int64_t start : starts) {
@@ -87,15 +89,9 @@ at::Tensor KvCache::step(const at::Tensor& query, const at::Tensor& key, const a
 
 at::Tensor KvCache::append(const char* function, const Chunk& given, const at::Tensor& key_start) {
   check_inputs(function, given.query, given.key, given.value);
-  TORCH_CHECK_VALUE(given.query.is_cpu(), function, ": q must be on the CPU, got ",
-                    given.query.device());
-  std::vector<std::int64_t> starts = starts_;
-  if (key_start.defined()) {
-    check_key_start(function, key_start, given.query);
-    starts = starts_of(function, key_start);
-  } else if (length_ == 0) {
-    starts.clear();
-  }
+  TORCH_CHECK_VALUE(given.query.is_cpu() || given.query.is_cuda(), function,
+                    ": q must be on the CPU or a CUDA device, got ", given.query.device());
+  std::vector<std::int64_t> starts = new_starts(function, given.query, key_start);
   check_is_as_before(function, given, starts);
   if (given.size() == 0) {
     return at::empty_like(given.query, at::MemoryFormat::Contiguous).detach();
@@ -103,11 +99,14 @@ at::Tensor KvCache::append(const char* function, const Chunk& given, const at::T
   if (length_ == 0) {
     reset();
     starts_ = std::move(starts);
-    key_start_ = starts_.empty() ? at::Tensor() : key_start.clone();
+    key_start_ = starts_.empty()
+                     ? at::Tensor()
+                     : key_start.to(given.query.device(), at::kLong, false, /*copy=*/true);
+    given_start_ = key_start;
   }
   const c10::InferenceMode no_inference_mode(false);  // whose tensors later calls couldn't write to
   const at::NoGradGuard no_grad;
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  const ops::autocast::Off no_autocast;
   const Chunk chunk{given.query.detach(), given.key.detach(), given.value.detach()};
   const Buffer raw = raw_with(chunk);
   const Buffer prefix = prefix_with(chunk, raw);
@@ -119,12 +118,27 @@ at::Tensor KvCache::append(const char* function, const Chunk& given, const at::T
   return out;
 }
 
+// Of the rows of this call. The decoder gives each step the same tensor: reading it anew would wait
+// for its device.
+std::vector<std::int64_t> KvCache::new_starts(const char* function, const at::Tensor& query,
+                                              const at::Tensor& key_start) const {
+  if (!key_start.defined()) {
+    return length_ == 0 ? std::vector<std::int64_t>{} : starts_;
+  }
+  check_key_start(function, key_start, query);
+  const bool is_known = length_ > 0 && key_start.is_same(given_start_);
+  return is_known ? starts_ : starts_of(function, key_start);
+}
+
 void KvCache::check_is_as_before(const char* function, const Chunk& chunk,
                                  const std::vector<std::int64_t>& starts) const {
   if (length_ == 0) {
     return;
   }
   const at::Tensor& held = raw_.key;
+  TORCH_CHECK_VALUE(chunk.query.device() == held.device(), function,
+                    ": q must be on the cache's device ", held.device(), ", got ",
+                    chunk.query.device());
   TORCH_CHECK_TYPE(chunk.query.scalar_type() == held.scalar_type(), function,
                    ": q must be of the cache's dtype ", held.scalar_type(), ", got ",
                    chunk.query.scalar_type());
@@ -237,6 +251,14 @@ void KvCache::keep_raw(const Chunk& chunk, const Buffer& raw) {
   raw_ = std::move(fresh);
 }
 
+// Entries of new memory for `core` groups that are not needed yet. A call of many tokens reads all
+// entries more than once: copying them each time does not count.
+std::int64_t KvCache::spare_core(const Chunk& chunk, std::int64_t core) const {
+  const bool is_large = chunk.size() / options_.group_size >= kSpareCore;
+  const std::int64_t growth = is_large ? 0 : core / 2;
+  return growth + std::max<std::int64_t>(0, kSpareCore - options_.keep_first);
+}
+
 // prefix_ with the groups that the chunk completes.
 KvCache::Buffer KvCache::prefix_with(const Chunk& chunk, const Buffer& raw) const {
   // As many as the operator asks for without looking at starts.
@@ -249,10 +271,9 @@ KvCache::Buffer KvCache::prefix_with(const Chunk& chunk, const Buffer& raw) cons
   const bool is_per_query =
       options_.pooling == Pooling::kAttention && options_.weights_per == WeightsPer::kQueryHead;
   if (kept + core > prefix.capacity()) {
-    const std::int64_t spare = std::max<std::int64_t>(0, kSpareCore - kept);
     std::vector<std::int64_t> sizes = chunk.key.sizes().vec();
     sizes[1] = is_per_query ? chunk.query.size(1) : sizes[1];
-    sizes[2] = kept + core + core / 2 + spare;
+    sizes[2] = kept + core + spare_core(chunk, core);
     prefix.key = at::zeros(sizes, chunk.key.options());
     prefix.value = at::zeros(sizes, chunk.key.options());
     if (prefix_.count > 0) {
@@ -338,6 +359,7 @@ void KvCache::reset() {
   prefix_ = {};
   starts_.clear();
   key_start_.reset();
+  given_start_.reset();
   length_ = 0;
 }
 

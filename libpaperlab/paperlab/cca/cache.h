@@ -28,14 +28,17 @@ class PAPERLAB_API KvCache {
   ///                     kExact: the others look ahead or count tokens twice.
   explicit KvCache(const Options& options = {}, bool is_revertible = false);
 
-  /// Appends t >= 0 tokens and attends. The first call with tokens fixes B, H, G, D and the dtype.
+  /// Appends t >= 0 tokens and attends. The first call with tokens fixes B, H, G, D, the dtype and
+  /// the device.
   ///
-  /// \param query      [B, H, t, D], float32, float64 or bfloat16, CPU, any strides, rotated.
+  /// \param query      [B, H, t, D], float32, float64 or bfloat16 (CUDA: float16 too), any strides,
+  ///                   rotated.
   /// \param key        [B, G, t, D], H % G == 0, dtype of query, rotated.
   /// \param value      [B, G, t, D], likewise.
-  /// \param key_start  [B] int64, >= 0: earlier tokens of a row are padding, see nothing and get 0.
-  ///                   Absent: that of the call before, at first 0. May be another only in the
-  ///                   first call.
+  /// \param key_start  [B] int64, >= 0, on the CPU or query's device: earlier tokens of a row are
+  ///                   padding, see nothing and get 0. Absent: that of the call before, at first 0.
+  ///                   May be another only in the first call. The tensor of the call before is
+  ///                   taken to hold the same, without a look at it.
   /// \return           [B, H, t, D], new.
   /// \throws c10::ValueError, c10::TypeError  "KVCache.prefill: ..." if an argument is not as above
   ///                                          or not as in the first call; nothing has changed
@@ -77,6 +80,8 @@ class PAPERLAB_API KvCache {
   struct Chunk;
 
   at::Tensor append(const char* function, const Chunk& given, const at::Tensor& key_start);
+  std::vector<std::int64_t> new_starts(const char* function, const at::Tensor& query,
+                                       const at::Tensor& key_start) const;
   void check_is_as_before(const char* function, const Chunk& chunk,
                           const std::vector<std::int64_t>& starts) const;
   std::int64_t start_of(std::int64_t row) const;
@@ -88,6 +93,7 @@ class PAPERLAB_API KvCache {
   void make_room(const Chunk& chunk, std::int64_t first);
   void keep_raw(const Chunk& chunk, const Buffer& raw);
   Buffer prefix_with(const Chunk& chunk, const Buffer& raw) const;
+  std::int64_t spare_core(const Chunk& chunk, std::int64_t core) const;
   void pool_rows(const Chunk& chunk, const Buffer& raw, const Buffer& prefix, std::int64_t row,
                  std::int64_t count) const;
   at::Tensor attend(const Chunk& chunk, const Buffer& raw, const Buffer& prefix) const;
@@ -98,6 +104,7 @@ class PAPERLAB_API KvCache {
   std::int64_t num_heads_ = 0;
   std::vector<std::int64_t> starts_;  // of each row; empty: 0
   at::Tensor key_start_;              // the same for the kernel, or not defined
+  at::Tensor given_start_;            // the tensor that they were read from, or not defined
   Buffer raw_;
   Buffer before_;  // revertible: raw_ before the last call, where it is not a part of raw_
   Buffer prefix_;  // n kept tokens, then core tokens

@@ -23,10 +23,12 @@ class CoreContextCache final : public nn::LayerCache {
                     const nn::AttentionInput& input) {
     const bool is_alike = key.size(0) == shape_.batch_size && key.size(1) == shape_.num_kv_heads &&
                           key.size(3) == shape_.head_dim &&
-                          key.scalar_type() == c10::typeMetaToScalarType(shape_.options.dtype());
-    require<ValueError>(is_alike, kAttention,
-                        "cache must be of the model's batch size, key heads, head_dim and dtype",
-                        "another model's");
+                          key.scalar_type() == c10::typeMetaToScalarType(shape_.options.dtype()) &&
+                          key.device() == shape_.options.device();
+    require<ValueError>(
+        is_alike, kAttention,
+        "cache must be of the model's batch size, key heads, head_dim, dtype and device",
+        "another model's");
     require<ValueError>(input.num_past <= cache_.length(), kAttention,
                         "cache must hold " + std::to_string(input.num_past) + " tokens",
                         std::to_string(cache_.length()));

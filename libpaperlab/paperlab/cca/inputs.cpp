@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include "paperlab/cca/inputs_internal.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 
 namespace paperlab::cca {
 namespace {
@@ -18,9 +19,7 @@ void check_is_plain(const char* function, const char* name, const at::Tensor& x)
 
 void check_query(const char* function, const at::Tensor& query) {
   check_is_plain(function, "q", query);
-  const at::ScalarType dtype = query.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
-                   ": q must be float32, float64 or bfloat16, got ", dtype);
+  ops::check_kernel_dtype(function, "q", query);
   const bool is_query =
       query.dim() == 4 && query.sym_size(3) >= 1 && query.sym_size(3) <= kMaxHeadDim;
   TORCH_CHECK_VALUE(is_query, function, ": q must be [B, H, T, D] with D in 1..", kMaxHeadDim,

@@ -14,11 +14,12 @@
 #include "paperlab/cca/partition.h"
 #include "paperlab/ops/attention.h"
 #include "paperlab/ops/group_pool.h"
+#include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::cca {
 namespace {
 
-constexpr char kFunction[] = "attention_of_rows";
+constexpr char kFunction[] = "paperlab cca attention";  // as its users know it
 
 // What the operators do not see: they get parts of these.
 void check_arguments(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -34,11 +35,15 @@ void check_arguments(const at::Tensor& query, const at::Tensor& key, const at::T
                     key.size(2), " tokens, got ", query.size(2));
 }
 
-// Each group that a query sees must end at a query that is there.
-void check_evaluators(std::int64_t num_queries, std::int64_t num_keys, const Options& options,
+// Each group that a query sees must end at a query that is there. Waits for the device.
+void check_evaluators(const at::Tensor& query, std::int64_t num_keys, const Options& options,
                       const Rows& rows) {
-  const at::Tensor start = rows.key_start.defined() ? rows.key_start : at::full({1}, 0, at::kLong);
-  const at::Tensor end = rows.key_end.defined() ? rows.key_end : at::full({1}, num_keys, at::kLong);
+  const std::int64_t num_queries = query.size(2);
+  const auto number = [&query](std::int64_t n) {
+    return at::full({1}, n, query.options().dtype(at::kLong));
+  };
+  const at::Tensor start = rows.key_start.defined() ? rows.key_start : number(0);
+  const at::Tensor end = rows.key_end.defined() ? rows.key_end : number(num_keys);
   const at::Tensor behind = end.sub(start).sub(options.keep_first + options.window);
   const at::Tensor first = start.add(options.keep_first + options.group_size - 1);
   const at::Tensor is_missing =
@@ -48,7 +53,7 @@ void check_evaluators(std::int64_t num_queries, std::int64_t num_keys, const Opt
                     "last ",
                     num_queries, " of ", num_keys,
                     " tokens: a key-value cache does not hold the past queries that pooling by "
-                    "attention needs");
+                    "attention needs (generate with use_cache=False, or with paperlab.nn)");
 }
 
 // Queries of the first `length` tokens; zeros where they are missing and not needed.
@@ -88,8 +93,8 @@ void add_prefix(const at::Tensor& query, const at::Tensor& key, const at::Tensor
     pool.start = rows.key_start.clamp_max(length);
   }
   const bool has_evaluators = options.pooling == Pooling::kAttention && options.group_size > 1;
-  if (has_evaluators && query.size(2) < key.size(2)) {
-    check_evaluators(query.size(2), key.size(2), options, rows);
+  if (has_evaluators && query.size(2) < key.size(2) && ops::checks::has_memory(query)) {
+    check_evaluators(query, key.size(2), options, rows);
   }
   const ops::GroupPoolResult core =
       ops::group_pool(evaluators(query, key.size(2), length), key.narrow(2, 0, length),

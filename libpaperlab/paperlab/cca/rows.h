@@ -14,9 +14,9 @@ namespace paperlab::cca {
 
 /// Which keys of each row count, and how logits are scaled. A tensor that is not defined is absent.
 struct Rows {
-  /// [B] int64, 0..S, CPU: earlier keys are padding; groups count from here. Absent: 0.
+  /// [B] int64, 0..S, device of query: earlier keys are padding; groups count from here. Absent: 0.
   at::Tensor key_start = {};
-  /// [B] int64, 0..S, CPU: this key and later ones are padding. Absent: S.
+  /// [B] int64, 0..S, likewise: this key and later ones are padding. Absent: S.
   at::Tensor key_end = {};
   /// Multiplies the logits of attention and pooling; finite. Absent: 1/sqrt(D).
   std::optional<double> scale = std::nullopt;

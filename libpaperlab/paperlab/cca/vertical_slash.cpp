@@ -16,6 +16,8 @@
 #include "paperlab/cca/baselines.h"
 #include "paperlab/cca/inputs_internal.h"
 #include "paperlab/cca/vertical_slash_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/route_internal.h"
 
 namespace paperlab::cca::vertical_slash {
 namespace {
@@ -72,6 +74,11 @@ void for_each_block(const at::Tensor& query, const Choice& choice, F&& body) {
   }
 }
 
+// Whether gathering reads and writes memory itself.
+bool is_for_cpu(const at::Tensor& query) {
+  return ops::route_of(kFunction, query, "q") == ops::Route::kCpu;
+}
+
 // [B, H, T, ...] as the block's rows of heads: [n, 1, size, ...], a view.
 at::Tensor rows_of(const at::Tensor& x, const Block& block, std::int64_t first) {
   return x.flatten(0, 1)
@@ -101,7 +108,7 @@ void check(const at::Tensor& query, const at::Tensor& key, const at::Tensor& val
 Results forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                 std::int64_t vertical, std::int64_t slash) {
   check(query, key, value, vertical, slash);
-  TORCH_CHECK_VALUE(query.is_cpu(), kFunction, ": q must be on the CPU, got ", query.device());
+  const bool is_cpu = is_for_cpu(query);
   auto [out, lse, columns, diagonals] = new_results(query, vertical, slash);
   if (query.numel() == 0) {
     return {out, lse, columns.zero_(), diagonals.zero_()};
@@ -113,14 +120,15 @@ Results forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor
   const auto of_block = [&, &out = out, &lse = lse](const Block& block, std::int64_t first,
                                                     const Memory& memory) {
     ops::AttentionOptions options;
-    options.key_start = block.start;
-    const Memory seen = gathered({k, v}, block, first, q.size(1), memory);
+    options.key_start = block.start.to(q.device());
+    const Memory seen = is_cpu ? gathered({k, v}, block, first, q.size(1), memory)
+                               : gathered_torch({k, v}, block, first, q.size(1));
     const auto result = ops::attention(rows_of(q, block, first), seen.key, seen.value, options);
     rows_of(out, block, first).copy_(result.out);
     rows_of(lse, block, first).copy_(result.lse);
   };
   for_each_block(q, choice, of_block);
-  return {out, lse, choice.columns, choice.diagonals};
+  return {out, lse, choice.columns.to(q.device()), choice.diagonals.to(q.device())};
 }
 
 Results forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -147,17 +155,23 @@ Gradients backward(const at::Tensor& grad_out, const OptionalTensor& grad_lse,
                    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& columns,
                    const at::Tensor& diagonals) {
+  const ops::autocast::Off no_autocast;  // a backward pass may run where autocast is on
+  const bool is_cpu = is_for_cpu(query);
   const at::Tensor grad_query = at::zeros(query.sizes(), query.options());
-  const auto sums = query.options().dtype(wide(query));
-  const at::Tensor grad_key = at::zeros(key.sizes(), sums);
-  const at::Tensor grad_value = at::zeros(key.sizes(), sums);
+  const std::int64_t num_rows = key.size(0) * key.size(1) * key.size(2);
+  const std::vector<std::int64_t> sizes = {num_rows + 1, key.size(3)};  // a row for nothing
+  const at::Tensor key_rows = at::zeros(sizes, query.options().dtype(wide(query)));
+  const at::Tensor value_rows = at::zeros_like(key_rows);
+  const at::Tensor grad_key = key_rows.narrow(0, 0, num_rows).view(key.sizes());
+  const at::Tensor grad_value = value_rows.narrow(0, 0, num_rows).view(key.sizes());
   const at::Tensor q = query.contiguous();
   const at::Tensor k = key.contiguous();
   const at::Tensor v = value.contiguous();
   const at::Tensor g = grad_out.contiguous();
   const at::Tensor h = grad_lse.has_value() ? grad_lse->contiguous() : at::zeros_like(lse);
   const auto of_block = [&](const Block& block, std::int64_t first, const Memory& memory) {
-    const Memory seen = gathered({k, v}, block, first, q.size(1), memory);
+    const Memory seen = is_cpu ? gathered({k, v}, block, first, q.size(1), memory)
+                               : gathered_torch({k, v}, block, first, q.size(1));
     const auto [of_query, of_key, of_value] =
         attention_backward({{"grad_out", rows_of(g, block, first)},
                             {"grad_lse", rows_of(h, block, first)},
@@ -166,13 +180,18 @@ Gradients backward(const at::Tensor& grad_out, const OptionalTensor& grad_lse,
                             {"value", seen.value},
                             {"out", rows_of(out, block, first)},
                             {"lse", rows_of(lse, block, first)},
-                            {"key_start", block.start}});
+                            {"key_start", block.start.to(q.device())}});
     rows_of(grad_query, block, first).copy_(of_query);
-    scatter_add(of_key, block, first, q.size(1), grad_key);
-    scatter_add(of_value, block, first, q.size(1), grad_value);
+    if (is_cpu) {
+      scatter_add(of_key, block, first, q.size(1), grad_key);
+      scatter_add(of_value, block, first, q.size(1), grad_value);
+    } else {
+      scatter_add_torch(of_key, block, first, q.size(1), key.sizes(), key_rows);
+      scatter_add_torch(of_value, block, first, q.size(1), key.sizes(), value_rows);
+    }
   };
   if (query.numel() > 0) {
-    for_each_block(q, {columns, diagonals}, of_block);
+    for_each_block(q, {columns.cpu(), diagonals.cpu()}, of_block);
   }
   return {grad_query, grad_key.to(query.scalar_type()), grad_value.to(query.scalar_type())};
 }
@@ -230,8 +249,18 @@ class VerticalSlash : public torch::autograd::Function<VerticalSlash> {
 Results forward_autograd(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          std::int64_t vertical, std::int64_t slash) {
   check(query, key, value, vertical, slash);
+  ops::refuse_forward_gradients(kFunction, query, key, value);
   const auto results = VerticalSlash::apply(query, key, value, vertical, slash);
   return {results[0], results[1], results[2], results[3]};
+}
+
+// As attention: in autocast's dtype; float64 stays.
+template <c10::DeviceType kDevice>
+Results forward_autocast(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                         std::int64_t vertical, std::int64_t slash) {
+  const ops::autocast::Guard<kDevice> guard;
+  return call(ops::autocast::lowered<kDevice>(query), ops::autocast::lowered<kDevice>(key),
+              ops::autocast::lowered<kDevice>(value), vertical, slash);
 }
 
 }  // namespace
@@ -260,6 +289,14 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("cca_vertical_slash", forward_autograd);
   m.impl("cca_vertical_slash_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) {
+  m.impl("cca_vertical_slash", forward_autocast<at::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl("cca_vertical_slash", forward_autocast<at::kCUDA>);
 }
 
 }  // namespace paperlab::cca::vertical_slash

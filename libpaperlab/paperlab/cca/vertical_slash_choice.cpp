@@ -22,8 +22,9 @@ at::Tensor last_weights(const at::Tensor& query, const at::Tensor& key) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(query.size(2)));
   const at::Tensor last = query.narrow(1, length - rows, rows);
   const at::Tensor logits = ops::linear(last.flatten(0, 1), key).mul_(scale);
-  const at::Tensor position = at::arange(length - rows, length, at::kLong).unsqueeze(1);
-  const at::Tensor is_later = at::arange(length, at::kLong).unsqueeze(0).gt(position);
+  const at::TensorOptions longs = query.options().dtype(at::kLong);
+  const at::Tensor position = at::arange(length - rows, length, longs).unsqueeze(1);
+  const at::Tensor is_later = at::arange(length, longs).unsqueeze(0).gt(position);
   constexpr double kNever = -std::numeric_limits<double>::infinity();
   return at::softmax(logits.unflatten(0, {query.size(0), rows}).masked_fill(is_later, kNever), -1);
 }
@@ -86,7 +87,8 @@ Choice choose(const at::Tensor& query, const at::Tensor& key, std::int64_t verti
     const std::int64_t head = unit % key.size(1);
     const at::Tensor weights =
         last_weights(query.select(0, row).narrow(0, head * group, group).to(dtype),
-                     key.select(0, row).select(0, head).to(dtype));
+                     key.select(0, row).select(0, head).to(dtype))
+            .cpu();
     parallel_for(ops::torch_executor(), group, [&](std::int64_t n, int) {
       const at::Tensor of_head = weights.select(0, n);
       const Sums sums = dtype == at::kDouble ? sums_of<double>(of_head) : sums_of<float>(of_head);

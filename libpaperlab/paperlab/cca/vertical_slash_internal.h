@@ -13,13 +13,13 @@ constexpr std::int64_t kLastQueries = 64;       // that the choice looks at
 constexpr std::int64_t kForcedColumns = 30;     // the first
 constexpr std::int64_t kForcedDiagonals = 100;  // the nearest: a block's own tokens are among them
 
-// Of each head, ascending.
+// Of each head, ascending, on the CPU.
 struct Choice {
   at::Tensor columns;    // [B, H, min(T, max(vertical, 30))] int64
   at::Tensor diagonals;  // [B, H, min(T, max(slash, 100))] int64
 };
 
-// query [B, H, T, D], key [B, G, T, D] on the CPU, T >= 1.
+// query [B, H, T, D], key [B, G, T, D], T >= 1, on any device, which is waited for.
 Choice choose(const at::Tensor& query, const at::Tensor& key, std::int64_t vertical,
               std::int64_t slash);
 
@@ -65,5 +65,12 @@ Memory gathered(const Memory& from, const Block& block, std::int64_t first, std:
 // they were gathered; heads of a key head one after the other.
 void scatter_add(const at::Tensor& gradients, const Block& block, std::int64_t first,
                  std::int64_t heads, const at::Tensor& total);
+
+// The same on any device: in memory of its own, and into total [B G T + 1, D], whose last row gets
+// what is of no token; `keys` are the sizes [B, G, T, D].
+Memory gathered_torch(const Memory& from, const Block& block, std::int64_t first,
+                      std::int64_t heads);
+void scatter_add_torch(const at::Tensor& gradients, const Block& block, std::int64_t first,
+                       std::int64_t heads, at::IntArrayRef keys, const at::Tensor& total);
 
 }  // namespace paperlab::cca::vertical_slash

@@ -99,7 +99,9 @@ at::Tensor token_nll(nn::Decoder& decoder, const at::Tensor& tokens, const Windo
                       "perplexity: context must be at most ", decoder.config().max_positions,
                       " (max_positions), got ", options.context);
   }
-  return token_nll({[&](const at::Tensor& window) { return decoder.hidden(window); },
+  const at::Device device = decoder.parameters().front().value->device();
+  const nn::ForwardOptions checked{.checks_ids = false};
+  return token_nll({[&](const at::Tensor& x) { return decoder.hidden(x.to(device), checked); },
                     [&](const at::Tensor& state) { return decoder.logits(state); }},
                    tokens, options);
 }

@@ -134,6 +134,21 @@ bool is_shard_name(std::string_view name) {
   return name.empty();
 }
 
+// Other readers (transformers) take all tensors of all shards, whatever the index says, so one that
+// it doesn't list there could give other numbers than here.
+void check_listed(const SafetensorsFile& shard, const std::string& index_path,
+                  const std::map<std::string, Checkpoint::Location>& tensors) {
+  for (const TensorEntry& entry : shard.tensors()) {
+    const auto listed = tensors.find(entry.name);
+    if (listed == tensors.end() || listed->second.file != &shard) {
+      throw ValueError(shard.path() + ": tensor " + quoted_name(entry.name) + " must be as in " +
+                       index_path + ", which " +
+                       (listed == tensors.end() ? "does not list it"
+                                                : "has it in " + listed->second.file->path()));
+    }
+  }
+}
+
 }  // namespace
 
 std::map<std::string, std::string> parse_shard_index(const std::string& source,
@@ -177,6 +192,9 @@ Checkpoint::Checkpoint(const std::string& directory) : directory_(directory) {
   for (const auto& [name, file] : file_of) {
     const SafetensorsFile& shard = files_[numbers.at(file)];
     tensors_.emplace(name, Location{&shard, &shard.at(name)});
+  }
+  for (const SafetensorsFile& shard : files_) {
+    check_listed(shard, index_path, tensors_);
   }
 }
 

@@ -36,7 +36,8 @@ class PAPERLAB_API Checkpoint {
 
   /// Opens model.safetensors, or the index and all its shards; checks all headers.
   /// \throws IoError     if the directory, both files, or a shard is missing.
-  /// \throws ValueError  if a file is malformed, or a shard lacks a tensor of the index.
+  /// \throws ValueError  if a file is malformed, or a shard lacks a tensor that the index lists in
+  ///                     it, or has another one.
   explicit Checkpoint(const std::string& directory);
 
   const std::string& directory() const { return directory_; }

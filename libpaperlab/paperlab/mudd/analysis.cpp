@@ -12,6 +12,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "paperlab/core/error.h"
@@ -24,8 +25,8 @@ namespace {
 
 constexpr std::int64_t kTokensAtOnce = 4096;  // bounds the memory of the observed tensors
 
-void check_tokens(const at::Tensor& tokens) {
-  require<ValueError>(tokens.defined() && tokens.dim() == 2 && tokens.numel() > 0, "mudd::analysis",
+void check_tokens(const char* function, const at::Tensor& tokens) {
+  require<ValueError>(tokens.defined() && tokens.dim() == 2 && tokens.numel() > 0, function,
                       "tokens must be [N, T] with N, T >= 1",
                       tokens.defined() ? c10::str(tokens.sizes()) : "nothing");
 }
@@ -36,9 +37,10 @@ std::vector<at::Tensor> parts_of(const at::Tensor& tokens) {
 }
 
 // Runs the model over all tokens; `see` gets what its connections saw of each part.
-void trace_all(const MuddConfig& config, const nn::Decoder& model, const at::Tensor& tokens,
-               const std::function<void(const Trace& trace)>& see) {
-  check_tokens(tokens);
+void trace_all(const char* function, const MuddConfig& config, const nn::Decoder& model,
+               const at::Tensor& tokens, const std::function<void(const Trace& trace)>& see) {
+  check_tokens(function, tokens);
+  check_traceable(function, config);
   const at::NoGradGuard no_grad;
   for (const at::Tensor& part : parts_of(tokens)) {
     see(trace(config, model, part));
@@ -105,13 +107,19 @@ at::Tensor sinks_in(const at::Tensor& tokens, const Sinks& sinks) {
   return is_sink;
 }
 
-// Sums over tokens.
+// Sums over tokens, of what the weights are more than the first token's: squares of a constant
+// weight would cancel in their last digits only.
 struct WeightSums {
+  at::Tensor first;    // [C, J] float64
   at::Tensor sum;      // [C, J] float64
   at::Tensor squares;  // [C, J] float64
 
   void add(const at::Tensor& weights) {
-    const at::Tensor w = weights.to(at::kDouble);
+    if (!first.defined()) {
+      first = weights.select(1, 0).select(1, 0).to(at::kDouble).cpu();
+    }
+    const at::Tensor w =
+        weights.to(at::kDouble).sub(first.to(weights.device()).unsqueeze(1).unsqueeze(1));
     const at::Tensor of_part = w.sum({1, 2}).cpu();
     const at::Tensor squares_of_part = w.square().sum({1, 2}).cpu();
     sum = sum.defined() ? sum.add(of_part) : of_part;
@@ -128,7 +136,7 @@ ConnectionStats stats_of(const MuddConfig& config, std::int64_t layer, const Wei
     *out++ = norms[static_cast<std::size_t>(source)] / num_tokens;
   }
   const at::Tensor mean = sums.sum.div(num_tokens);
-  stats.mean = mean.mul(scale);
+  stats.mean = mean.add(sums.first).mul_(scale);
   stats.std = sums.squares.div(num_tokens).sub_(mean.square()).clamp_min_(0.0).sqrt_().mul_(scale);
   return stats;
 }
@@ -141,7 +149,7 @@ InputCosines adjacent_input_cosine(const MuddConfig& config, const nn::Decoder& 
   const auto num_pairs = static_cast<std::size_t>(config.num_layers - 1);
   InputCosines result{are_several ? "QKVR" : "R", {}};
   result.cosines.assign(result.ways.size(), std::vector<double>(num_pairs));
-  trace_all(config, model, tokens, [&](const Trace& trace) {
+  trace_all("adjacent_input_cosine", config, model, tokens, [&](const Trace& trace) {
     for (std::size_t pair = 0; pair < num_pairs; ++pair) {
       const auto before = streams_of(trace.streams[pair], are_several);
       const auto after = streams_of(trace.streams[pair + 1], are_several);
@@ -160,7 +168,10 @@ InputCosines adjacent_input_cosine(const MuddConfig& config, const nn::Decoder& 
 
 std::vector<double> head_activation_ratio(const MuddConfig& config, const nn::Decoder& model,
                                           const at::Tensor& tokens, const Sinks& sinks) {
-  check_tokens(tokens);
+  constexpr char kFunction[] = "head_activation_ratio";
+  check_tokens(kFunction, tokens);
+  require<ValueError>(sinks.num_initial >= 0, kFunction, "num_initial must be >= 0",
+                      std::to_string(sinks.num_initial));
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> values;  // in a decoder of its own, whose attention may be exchanged
   for (const auto& parameter : model.parameters()) {
@@ -188,7 +199,7 @@ std::vector<ConnectionStats> rectified_connection_weights(const MuddConfig& conf
                                                           const at::Tensor& tokens) {
   std::vector<WeightSums> sums(static_cast<std::size_t>(config.num_layers));
   std::vector<double> norms(sums.size() + 1);
-  trace_all(config, model, tokens, [&](const Trace& trace) {
+  trace_all("rectified_connection_weights", config, model, tokens, [&](const Trace& trace) {
     for (std::size_t state = 0; state < norms.size(); ++state) {
       norms[state] += sum(at::linalg_vector_norm(trace.states[state], 2, -1));
     }

@@ -17,8 +17,10 @@
 namespace paperlab::mudd {
 
 /// All functions read rows of tokens [N, T] int64, some rows at a time, without gradients.
-/// \throws ValueError  if the variant is neither the base nor one with dense connections, or the
-///                     tokens are not as above; errors of nn::Decoder too.
+/// Their attention is full attention, whatever stands in its place in the model.
+/// \throws ValueError  "FUNCTION: ..." if the tokens are not as above, num_initial is below 0, or
+///                     (where connections are observed) the variant is neither the base nor one
+///                     with dense connections; errors of nn::Decoder too.
 
 /// Cosines by stream and pair of blocks.
 struct InputCosines {

@@ -12,7 +12,8 @@ namespace {
 constexpr char kFunction[] = "MuddFormer";
 constexpr std::int64_t kMaxSize = 0x7fffffff;  // of any count; products of two stay below 2^62
 constexpr std::int64_t kMaxLayers = 10'000;
-constexpr double kMaxParameters = 1e15;  // above any model; keeps sums of sizes in 64 bits
+// Above any model; their bytes fit into the addresses of a process, and sums of sizes into 64 bits.
+constexpr double kMaxParameters = 1e13;
 constexpr std::string_view kWays = "QKVR";
 constexpr double kPythiaRotary = 0.25;
 constexpr std::int64_t kMaxHeadDim = 256;  // of the attention kernel
@@ -122,7 +123,7 @@ void check_total(const MuddConfig& config) {
                        connection_parameters(config);
   require<ValueError>(total <= kMaxParameters, kFunction,
                       "vocab_size, num_layers, d_model, d_ff and the connections' options must "
-                      "make at most 1e15 parameters",
+                      "make at most 1e13 parameters",
                       std::to_string(total));
 }
 

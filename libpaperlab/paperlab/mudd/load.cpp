@@ -1,6 +1,7 @@
 #include "paperlab/mudd/load.h"
 
 #include <ATen/core/Formatting.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <array>
@@ -27,6 +28,7 @@ std::vector<at::Tensor> values_of(nn::NamedTensors tensors) {
 }
 
 constexpr char kHead[] = "output.weight";
+constexpr char kConfigName[] = "/config.json";
 constexpr std::size_t kMaxNames = 8;                                                // in a message
 constexpr std::array kTypes = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};  // of weights
 
@@ -99,9 +101,17 @@ nn::NamedTensors checked(const std::string& source, const MuddConfig& config,
   return result;
 }
 
+// Norms compute in float32 unless the model is in float64; what rounds to 0 there divides by 0.
+void check_eps(const std::string& source, const MuddConfig& config, at::ScalarType dtype) {
+  require<ValueError>(dtype == at::kDouble || static_cast<float>(config.norm_eps) > 0.0F,
+                      source.c_str(),
+                      "norm_eps must be > 0 in float32, in which the norms of this dtype compute",
+                      c10::str(config.norm_eps));
+}
+
 PublishedModel read_directory(const std::string& directory, nn::HfDecoder& model) {
   model.directory = nn::read_hf_files(directory);
-  return read_published_config(directory + "/config.json", model.directory.config);
+  return read_published_config(directory + kConfigName, model.directory.config);
 }
 
 }  // namespace
@@ -110,6 +120,7 @@ nn::HfDecoder new_model(const MuddConfig& config, std::uint64_t seed, at::Scalar
                         const InitOptions& init) {
   nn::HfDecoder model;
   model.directory.config = published_config(config);
+  check_eps("MuddFormer", config, dtype);
   model.decoder = make_decoder(config, initial_values(config, seed, dtype, init));
   return model;
 }
@@ -120,7 +131,7 @@ nn::HfDecoder load(const std::string& directory, std::optional<at::ScalarType> d
   const MuddConfig& config = published.config;
   nn::MapOptions options;
   options.dtype = dtype;
-  options.config_name = directory + "/config.json";
+  options.config_name = directory + kConfigName;
   options.is_buffer = is_published_buffer;
   if (config.has_tied_head) {
     options.copies.emplace(kHead, parameter_specs(config).front().name);
@@ -128,6 +139,7 @@ nn::HfDecoder load(const std::string& directory, std::optional<at::ScalarType> d
   nn::Weights weights =
       nn::map_weights(io::Checkpoint(directory), parameter_specs(config), options);
   model.file_names = std::move(weights.file_names);
+  check_eps(options.config_name, config, weights.tensors.front().second.scalar_type());
   model.decoder = make_decoder(config, values_of(std::move(weights.tensors)));
   return model;
 }
@@ -136,7 +148,9 @@ nn::HfDecoder from_tensors(const std::string& directory, const std::string& sour
                            const nn::NamedTensors& tensors, std::optional<at::ScalarType> dtype) {
   nn::HfDecoder model;
   const MuddConfig config = read_directory(directory, model).config;
-  model.decoder = make_decoder(config, values_of(checked(source, config, by_name(tensors), dtype)));
+  nn::NamedTensors values = checked(source, config, by_name(tensors), dtype);
+  check_eps(directory + kConfigName, config, values.front().second.scalar_type());
+  model.decoder = make_decoder(config, values_of(std::move(values)));
   return model;
 }
 

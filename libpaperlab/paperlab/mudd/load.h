@@ -17,7 +17,8 @@ namespace paperlab::mudd {
 
 /// Returns a model with initial_values(config, seed, dtype, init) and the settings to save it with
 /// (nn::save).
-/// \throws ValueError, DTypeError  as check() and initial_values().
+/// \throws ValueError, DTypeError  as check() and initial_values(); or if norm_eps is 0 in float32
+///                                 and the dtype is not float64.
 PAPERLAB_API nn::HfDecoder new_model(const MuddConfig& config, std::uint64_t seed,
                                      at::ScalarType dtype = at::kFloat,
                                      const InitOptions& init = {});
@@ -26,7 +27,8 @@ PAPERLAB_API nn::HfDecoder new_model(const MuddConfig& config, std::uint64_t see
 /// safetensors in shards or not. Buffers that the official code stores are skipped.
 /// \param dtype  float32, float64, bfloat16 or float16; absent: the files' own.
 /// \throws IoError, ValueError  if a file is missing or broken, a setting is not known, or a tensor
-///                              is missing, unknown, misshapen or holds NaN, naming it.
+///                              is missing, unknown, misshapen or holds NaN, naming it; or if
+///                              norm_eps is 0 in float32 and the model is not in float64.
 PAPERLAB_API nn::HfDecoder load(const std::string& directory,
                                 std::optional<at::ScalarType> dtype = std::nullopt);
 

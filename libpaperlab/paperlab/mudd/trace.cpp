@@ -8,10 +8,14 @@
 
 namespace paperlab::mudd {
 
-Trace trace(const MuddConfig& config, const nn::Decoder& decoder, const at::Tensor& tokens) {
-  require<ValueError>(is_dense(config.variant) || config.variant == Variant::kBase, "trace",
+void check_traceable(const char* function, const MuddConfig& config) {
+  require<ValueError>(is_dense(config.variant) || config.variant == Variant::kBase, function,
                       "variant must be base or one with dense connections",
                       "hyper_connections or lime");
+}
+
+Trace trace(const MuddConfig& config, const nn::Decoder& decoder, const at::Tensor& tokens) {
+  check_traceable("trace", config);
   Trace result;
   result.weights.resize(static_cast<std::size_t>(config.num_layers));
   auto observer = std::make_shared<DenseObserver>();

@@ -21,8 +21,12 @@ struct Trace {
   at::Tensor logits;                ///< [B, T, V]
 };
 
+/// \throws ValueError  "FUNCTION: variant must ..." if the variant is not the base and has no dense
+///                     connections.
+PAPERLAB_API void check_traceable(const char* function, const MuddConfig& config);
+
 /// Runs the model, which `config` describes, and returns what its connections saw. Differentiable.
-/// \throws ValueError  if the variant is not the base and has no dense connections.
+/// \throws ValueError  as check_traceable().
 /// \throws c10::ValueError, c10::TypeError  as Decoder::forward().
 PAPERLAB_API Trace trace(const MuddConfig& config, const nn::Decoder& decoder,
                          const at::Tensor& tokens);

@@ -2,6 +2,8 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <utility>
 
@@ -28,10 +30,11 @@ class FullCache final : public LayerCache {
     const bool is_dtype = key.scalar_type() == key_.scalar_type() ||
                           at::autocast::is_autocast_enabled(key.device().type());
     const bool is_alike = key.size(0) == key_.size(0) && key.size(1) == key_.size(1) &&
-                          key.size(3) == key_.size(3) && is_dtype;
-    require<ValueError>(is_alike, "nn::FullAttention",
-                        "cache must be of the model's batch size, key heads, head_dim and dtype",
-                        "another model's");
+                          key.size(3) == key_.size(3) && is_dtype && key.device() == key_.device();
+    require<ValueError>(
+        is_alike, "nn::FullAttention",
+        "cache must be of the model's batch size, key heads, head_dim, dtype and device",
+        "another model's");
     key_.narrow(2, num_past, length).copy_(key);
     value_.narrow(2, num_past, length).copy_(value);
     return {key_.narrow(2, 0, num_past + length), value_.narrow(2, 0, num_past + length)};
@@ -70,8 +73,28 @@ at::Tensor FullAttention::forward(const AttentionInput& input, LayerCache* cache
   return ops::attention(query, key, value, options).out.transpose(1, 2);
 }
 
+// LibTorch's own error would name neither the function nor its arguments.
 std::unique_ptr<LayerCache> FullAttention::new_cache(const CacheShape& shape) const {
-  return std::make_unique<FullCache>(shape);
+  constexpr double kAddresses = 0x1p47;  // bytes that a process can have
+  const double bytes = static_cast<double>(shape.batch_size) *
+                       static_cast<double>(shape.num_kv_heads) *
+                       static_cast<double>(shape.max_length) * static_cast<double>(shape.head_dim) *
+                       static_cast<double>(shape.options.dtype().itemsize());
+  const auto require_memory = [&](bool fits) {
+    require<ValueError>(fits, "new_cache",
+                        "batch_size and max_length must be such that the keys fit into memory",
+                        c10::str(shape.batch_size, " and ", shape.max_length, ": ", bytes,
+                                 " bytes a layer, and as many for the values"));
+  };
+  require_memory(bytes < kAddresses);
+  try {
+    return std::make_unique<FullCache>(shape);
+  } catch (const c10::OutOfMemoryError&) {  // of a device, which tells what it has
+    throw;
+  } catch (const c10::Error&) {
+    require_memory(false);
+    throw;
+  }
 }
 
 }  // namespace paperlab::nn

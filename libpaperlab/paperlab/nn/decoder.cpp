@@ -14,6 +14,8 @@
 #include "paperlab/core/error.h"
 #include "paperlab/nn/padding_internal.h"
 #include "paperlab/nn/widened.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::nn {
 namespace {
@@ -68,11 +70,13 @@ void check_value(const ParameterSpec& spec, const at::Tensor& value) {
       kFunction, spec.name + " in float32, float64, bfloat16 or float16", c10::toString(dtype));
 }
 
-// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ...
+// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ... Forward gradients would
+// be lost below autograd.
 void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
   const at::Tensor& first = *parameters.front().value;
   TORCH_CHECK_VALUE(!first.is_meta(), kForward, ": parameters must have data, got meta tensors");
   for (const auto& [spec, value] : parameters) {
+    ops::refuse_forward_gradient(kForward, *value);
     TORCH_CHECK_VALUE(value->sizes() == at::IntArrayRef(spec.shape), kForward, ": ", spec.name,
                       " must be of shape ", at::IntArrayRef(spec.shape), ", got ", value->sizes());
     TORCH_CHECK_TYPE(
@@ -80,6 +84,12 @@ void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
         ": ", spec.name, " must be ", first.scalar_type(), " on ", first.device(),
         " as the other parameters, got ", value->scalar_type(), " on ", value->device());
   }
+}
+
+// Of the row with the least padding.
+std::int64_t least_of(const at::Tensor& key_start) {
+  const bool is_known = key_start.defined() && ops::checks::has_memory(key_start);
+  return is_known ? key_start.min().item<std::int64_t>() : 0;
 }
 
 // Where nothing is recorded, operators need not ask: a decoded token is some 500 of them.
@@ -229,6 +239,15 @@ const DenseLinear* Decoder::plain_head() const {
   return hooks_.empty() ? dynamic_cast<const DenseLinear*>(head_.layer.get()) : nullptr;
 }
 
+void Decoder::to(const at::Device& device) {
+  for (const Parameter& parameter : parameters_) {
+    at::Tensor& value = *parameter.value;
+    if (value.device() != device) {
+      value = value.detach().to(device).set_requires_grad(value.requires_grad());
+    }
+  }
+}
+
 std::vector<LinearSlot*> Decoder::linears() {
   std::vector<LinearSlot*> slots;
   for (Block& block : blocks_) {
@@ -281,12 +300,26 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
   return cache;
 }
 
+// Of the tokens' positions, on the parameters' device.
+RotaryTable Decoder::rotations(const at::Tensor& tokens, const at::Tensor& key_start,
+                               std::int64_t num_past, std::int64_t seq_len) const {
+  const at::Tensor& parameter = *parameters_.front().value;
+  const at::ScalarType dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const std::int64_t length = tokens.size(1);
+  if (!key_start.defined()) {
+    return rotary_->range(num_past, length, dtype, seq_len, parameter.device());
+  }
+  const at::Tensor at = at::arange(num_past, num_past + length, tokens.options())
+                            .sub(key_start.unsqueeze(1))
+                            .clamp_min(0);
+  const bool has_values = at.is_cpu() && ops::checks::has_memory(at);
+  return has_values ? rotary_->at(at, dtype, seq_len) : rotary_->rows(at, seq_len, dtype);
+}
+
 // What all blocks share: rotations of the tokens' positions, and which keys are padding.
 AttentionInput Decoder::positions(const at::Tensor& tokens, const at::Tensor& key_start,
-                                  std::int64_t num_past) const {
-  const std::int64_t length = tokens.size(1);
-  const std::int64_t num_padding = key_start.defined() ? key_start.min().item<std::int64_t>() : 0;
-  const std::int64_t seq_len = num_past + length - num_padding;
+                                  std::int64_t num_past, std::int64_t num_padding) const {
+  const std::int64_t seq_len = num_past + tokens.size(1) - num_padding;
   TORCH_CHECK_VALUE(seq_len <= config_.max_positions, kForward, ": tokens must be at most ",
                     config_.max_positions, " with those in the cache (max_positions), got ",
                     seq_len);
@@ -294,24 +327,17 @@ AttentionInput Decoder::positions(const at::Tensor& tokens, const at::Tensor& ke
   input.key_start = key_start;
   input.num_past = num_past;
   if (rotary_ != nullptr) {
-    const at::ScalarType dtype =
-        parameters_.front().value->scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    RotaryTable table;
-    if (key_start.defined()) {
-      const at::Tensor at = at::arange(num_past, num_past + length, tokens.options());
-      table = rotary_->at(at.sub(key_start.unsqueeze(1)).clamp_min(0), dtype, seq_len);
-    } else {
-      table = rotary_->range(num_past, length, dtype, seq_len);
-    }
-    const at::Device device = parameters_.front().value->device();
-    input.cos = table.cos.to(device);
-    input.sin = table.sin.to(device);
+    RotaryTable table = rotations(tokens, key_start, num_past, seq_len);
+    input.cos = std::move(table.cos);
+    input.sin = std::move(table.sin);
   }
   return input;
 }
 
-at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start, Cache* cache) const {
-  AttentionInput call = positions(tokens, key_start, cache == nullptr ? 0 : cache->length);
+at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start,
+                        std::int64_t num_padding, Cache* cache) const {
+  AttentionInput call =
+      positions(tokens, key_start, cache == nullptr ? 0 : cache->length, num_padding);
   const at::Tensor& embedding = *parameters_.front().value;
   const std::unique_ptr<Stream> stream =
       connection_->start(widened(at::embedding(embedding, tokens)));
@@ -327,20 +353,23 @@ at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start, C
 at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& options) const {
   const NoRecording no_recording(options.cache != nullptr);
   check_parameters(parameters_);
-  check_tokens(kForward, tokens, config_.vocab_size);
+  check_tokens(kForward, tokens, config_.vocab_size, options.checks_ids);
   Cache* cache = options.cache;
   if (cache == nullptr) {
     const Padding padding = left_padding(tokens, options.attention_mask);
-    return unpad(run(padding.tokens, padding.key_start, nullptr), padding);
+    const at::Tensor& start = padding.key_start;
+    return unpad(run(padding.tokens, start, least_of(start), nullptr), padding);
   }
   check_cache(tokens, options.attention_mask, *cache);
   TORCH_CHECK_VALUE(cache->model == identity_, kForward,
                     ": cache must be of this model's new_cache, got that of another one");
-  const at::Tensor key_start = cache->length == 0
-                                   ? left_padding(tokens, options.attention_mask).key_start
-                                   : cache->key_start;
-  at::Tensor state = run(tokens, key_start, cache);
+  const bool is_first = cache->length == 0;
+  const at::Tensor key_start =
+      is_first ? left_padding(tokens, options.attention_mask).key_start : cache->key_start;
+  const std::int64_t num_padding = is_first ? least_of(key_start) : cache->num_padding;
+  at::Tensor state = run(tokens, key_start, num_padding, cache);
   cache->key_start = key_start;
+  cache->num_padding = num_padding;
   cache->length += tokens.size(1);
   return state;
 }

@@ -26,7 +26,8 @@ struct PAPERLAB_API Cache {
   std::int64_t batch_size = 0;
   std::int64_t length = 0;  ///< Tokens in it, padding included.
   std::int64_t max_length = 0;
-  at::Tensor key_start{};  ///< [B] int64: padding before; not defined: none.
+  at::Tensor key_start{};        ///< [B] int64: padding before; not defined: none.
+  std::int64_t num_padding = 0;  ///< Of the row with the least.
   std::vector<std::unique_ptr<LayerCache>> layers{};
   std::shared_ptr<const int> model{};  ///< Of the decoder that made it, which alone may use it.
 
@@ -41,6 +42,9 @@ struct ForwardOptions {
   Cache* cache = nullptr;
   /// Logits of the last token alone, [B, 1, V].
   bool last_only = false;
+  /// Whether ids are looked at, which waits for a GPU. Else those outside of the vocabulary end in
+  /// an error of LibTorch's: for tokens that a model has made.
+  bool checks_ids = true;
 };
 
 /// A decoder whose parameters are tensors by name. float16 is computed with in float32. forward()
@@ -76,6 +80,9 @@ class PAPERLAB_API Decoder {
   /// \throws ValueError, ShapeError  if there is no such parameter, or its shape is another.
   void set_parameter(const std::string& name, const at::Tensor& value);
 
+  /// Moves the parameters there, those that are elsewhere; they require gradients as before.
+  void to(const at::Device& device);
+
   /// The parameter of a role; nothing if the decoder has none. For a tied head the embedding.
   const at::Tensor* find(Role role, std::int64_t layer = -1, bool is_bias = false) const;
 
@@ -106,7 +113,7 @@ class PAPERLAB_API Decoder {
   void remove_linear_hook(std::int64_t id);
 
   /// An empty cache.
-  /// \throws ValueError  unless batch_size and max_length are >= 1.
+  /// \throws ValueError  unless batch_size and max_length are >= 1 and memory holds the cache.
   std::unique_ptr<Cache> new_cache(std::int64_t batch_size, std::int64_t max_length) const;
 
   /// The logits of the next token after each.
@@ -133,9 +140,12 @@ class PAPERLAB_API Decoder {
   std::shared_ptr<at::Tensor> value(Role role, std::int64_t layer, bool is_bias) const;
   LinearSlot linear_of(Role role, std::int64_t layer) const;
   std::shared_ptr<const NormLayer> norm_of(Role role, std::int64_t layer) const;
+  RotaryTable rotations(const at::Tensor& tokens, const at::Tensor& key_start,
+                        std::int64_t num_past, std::int64_t seq_len) const;
   AttentionInput positions(const at::Tensor& tokens, const at::Tensor& key_start,
-                           std::int64_t num_past) const;
-  at::Tensor run(const at::Tensor& tokens, const at::Tensor& key_start, Cache* cache) const;
+                           std::int64_t num_past, std::int64_t num_padding) const;
+  at::Tensor run(const at::Tensor& tokens, const at::Tensor& key_start, std::int64_t num_padding,
+                 Cache* cache) const;
 
   DecoderConfig config_;
   std::shared_ptr<const int> identity_ = std::make_shared<int>(0);

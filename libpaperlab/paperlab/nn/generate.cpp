@@ -60,11 +60,12 @@ at::Tensor next_tokens(const at::Tensor& logits, const GenerateOptions& options,
   if (options.temperature == 0.0) {
     return at::argmax(logits, -1);
   }
-  at::Tensor tokens = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
+  const at::Tensor exact = logits.to(at::kCPU, at::kDouble);  // waits for a device once
+  at::Tensor tokens = at::empty({logits.size(0)}, at::kLong);
   for (std::int64_t row = 0; row < logits.size(0); ++row) {
     const double u = philox_uniform(options.seed, static_cast<std::uint64_t>(row),
                                     static_cast<std::uint64_t>(step));
-    tokens[row].fill_(sample_token(logits[row], options.temperature, options.top_p, u));
+    tokens[row].fill_(sample_token(exact[row], options.temperature, options.top_p, u));
   }
   return tokens;
 }
@@ -109,8 +110,9 @@ at::Tensor generate_all(const Decoder& decoder, const at::Tensor& tokens,
     }
     // Padding may lie outside the vocabulary; what ended rows read does not matter.
     const at::Tensor read = ended.defined() ? next.masked_fill(ended, 0) : next;
-    logits =
-        decoder.forward(read.unsqueeze(1), {.cache = cache.get(), .last_only = true}).select(1, 0);
+    const ForwardOptions next_one{
+        .cache = cache.get(), .last_only = true, .checks_ids = read.is_cpu()};
+    logits = decoder.forward(read.unsqueeze(1), next_one).select(1, 0);
   }
   return at::cat(columns, 1);
 }

@@ -11,7 +11,8 @@ namespace paperlab::nn {
 namespace {
 
 constexpr std::int64_t kMaxLayers = 10'000;
-constexpr double kMaxParameters = 1e15;  // above any model; keeps sums of sizes in 64 bits
+// Above any model; their bytes fit into the addresses of a process, and sums of sizes into 64 bits.
+constexpr double kMaxParameters = 1e13;
 
 // The defaults of transformers' configuration classes.
 struct ModelType {
@@ -140,7 +141,7 @@ void check_parameters(const Settings& settings, const DecoderConfig& config) {
   const double total = 2.0 * width * static_cast<double>(config.vocab_size) +
                        block * static_cast<double>(config.num_layers);
   if (total > kMaxParameters) {
-    settings.refuse("hidden_size", "part of a model of at most 1e15 parameters");
+    settings.refuse("hidden_size", "part of a model of at most 1e13 parameters");
   }
 }
 

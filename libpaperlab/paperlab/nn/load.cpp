@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "paperlab/io/checkpoint.h"
+#include "paperlab/nn/save.h"
+#include "paperlab/ops/device.h"
 
 namespace paperlab::nn {
 namespace {
@@ -18,7 +20,9 @@ std::vector<at::Tensor> values_of(NamedTensors tensors) {
 
 }  // namespace
 
-HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype, bool is_mapped) {
+HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype, bool is_mapped,
+               const at::Device& device) {
+  ops::require_device(device);
   HfDecoder model{read_hf_directory(directory), {}, nullptr, {}};
   const io::Checkpoint checkpoint(directory);
   MapOptions options;
@@ -30,6 +34,7 @@ HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype
   model.decoder =
       std::make_shared<Decoder>(model.directory.model.config, model.directory.model.family,
                                 values_of(std::move(weights.tensors)));
+  model.decoder->to(device);
   return model;
 }
 
@@ -44,6 +49,10 @@ HfDecoder new_decoder(const Json& config, Init init, std::uint64_t seed, at::Sca
 }
 
 void save(const HfDecoder& model, const std::string& directory) {
+  save(model, directory, SaveOptions{});
+}
+
+void save(const HfDecoder& model, const std::string& directory, const SaveOptions& options) {
   const auto& parameters = model.decoder->parameters();
   SaveRequest request;
   request.directory = directory;
@@ -56,7 +65,12 @@ void save(const HfDecoder& model, const std::string& directory) {
   }
   request.file_names = model.file_names;
   request.files = model.directory.tokenizer_files;
-  save(request);
+  request.max_shard_bytes = options.max_shard_bytes;
+  if (options.weight_files == nullptr) {
+    save(request);
+  } else {
+    save(request, *options.weight_files);
+  }
 }
 
 }  // namespace paperlab::nn

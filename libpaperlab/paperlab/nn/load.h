@@ -29,11 +29,12 @@ struct HfDecoder {
 
 /// Loads the decoder of a directory (Llama, Mistral, Qwen2, Qwen3, GPT-NeoX). Its parameters are
 /// the mapped file (else they have memory of their own), in the files' dtype unless another is
-/// wanted.
+/// wanted; on another device than the CPU they are copies.
 /// \throws IoError, ValueError  as read_hf_directory(), io::Checkpoint and map_weights().
+/// \throws UnsupportedError     as ops::require_device().
 PAPERLAB_API HfDecoder load(const std::string& directory,
                             std::optional<at::ScalarType> dtype = std::nullopt,
-                            bool is_mapped = true);
+                            bool is_mapped = true, const at::Device& device = at::kCPU);
 
 /// A decoder of these settings with initial values.
 /// \param config  as config.json.

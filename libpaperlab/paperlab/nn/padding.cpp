@@ -1,8 +1,13 @@
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/gather.h>
+#include <ATen/ops/stack.h>
 #include <c10/util/Exception.h>
 
+#include <utility>
+
 #include "paperlab/nn/padding_internal.h"
+#include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::nn {
 namespace {
@@ -16,27 +21,41 @@ at::Tensor visible_tokens(const at::Tensor& tokens, const at::Tensor& attention_
                     "forward: attention_mask must be of the shape of tokens ", tokens.sizes(),
                     ", got ", attention_mask.sizes());
   const at::Tensor visible = attention_mask.to(tokens.device()).ne(0);
-  return visible.all().item<bool>() ? at::Tensor() : visible;
+  const bool hides = !ops::checks::has_memory(visible) || !visible.all().item<bool>();
+  return hides ? visible : at::Tensor();
 }
 
 bool is_sorted(const at::Tensor& visible) {
+  if (!ops::checks::has_memory(visible)) {
+    return false;
+  }
   const std::int64_t length = visible.size(1);
   return length == 1 ||
          visible.narrow(1, 0, length - 1).le(visible.narrow(1, 1, length - 1)).all().item<bool>();
 }
 
+// The least and the largest of x; a device is waited for once.
+std::pair<std::int64_t, std::int64_t> extremes_of(const at::Tensor& x) {
+  const auto [least, most] = at::aminmax(x);
+  if (x.is_cpu()) {
+    return {least.item<std::int64_t>(), most.item<std::int64_t>()};
+  }
+  const at::Tensor both = at::stack({least, most}).cpu();
+  return {both[0].item<std::int64_t>(), both[1].item<std::int64_t>()};
+}
+
 }  // namespace
 
-void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size) {
+void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size,
+                  bool checks_ids) {
   TORCH_CHECK_VALUE(tokens.defined() && tokens.dim() == 2, function,
                     ": tokens must be [B, T], got ", tokens.sizes());
   TORCH_CHECK_TYPE(tokens.scalar_type() == at::kLong, function, ": tokens must be int64, got ",
                    tokens.scalar_type());
-  if (tokens.numel() == 0) {
+  if (!checks_ids || tokens.numel() == 0 || !ops::checks::has_memory(tokens)) {
     return;
   }
-  const auto least = tokens.min().item<std::int64_t>();
-  const auto most = tokens.max().item<std::int64_t>();
+  const auto [least, most] = extremes_of(tokens);
   TORCH_CHECK_VALUE(least >= 0 && most < vocab_size, function, ": tokens must be in 0..",
                     vocab_size - 1, " (vocab_size ", vocab_size, "), got token ",
                     least < 0 ? least : most);

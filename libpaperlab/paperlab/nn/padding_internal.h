@@ -7,8 +7,10 @@
 
 namespace paperlab::nn {
 
-// Refuses what is no [B, T] of ids below vocab_size, in the name of `function`.
-void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size);
+// Refuses what is no [B, T] of ids below vocab_size, in the name of `function`. Ids are looked at if
+// `checks_ids`, which waits for the tokens' device; those of tensors without memory cannot be.
+void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size,
+                  bool checks_ids = true);
 
 struct Padding {
   at::Tensor tokens;     // [B, T], padding on the left
@@ -16,7 +18,7 @@ struct Padding {
   at::Tensor inverse;    // [B, T]: where each original token went; not defined: it stayed
 };
 
-// Moves the tokens that the mask hides to the left.
+// Moves the tokens that the mask hides to the left. A mask without memory may hide any.
 Padding left_padding(const at::Tensor& tokens, const at::Tensor& attention_mask);
 
 // [B, T, E] in the original order.

@@ -6,12 +6,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <map>
 #include <mutex>
 #include <numbers>
 #include <string>
+#include <tuple>
 
 #include "paperlab/core/error.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::nn {
 namespace {
@@ -266,13 +269,21 @@ at::Tensor checked_positions(const at::Tensor& positions) {
   return dense;
 }
 
+RotaryTable moved(const RotaryTable& table, const at::Device& device) {
+  const c10::InferenceMode off(false);
+  return {table.cos.to(device), table.sin.to(device)};
+}
+
 }  // namespace
 
 // The first positions' tables; a larger one takes the place of a smaller one, whose views live on.
 struct Rotary::Kept {
+  using Place = std::tuple<c10::DeviceType, c10::DeviceIndex, at::ScalarType>;
+
   std::mutex mutex;
   RotaryTable of_float;
   RotaryTable of_double;
+  std::map<Place, RotaryTable> elsewhere;  // copies on other devices
 };
 
 Rotary::Rotary(const RopeConfig& config) : config_(config), kept_(std::make_unique<Kept>()) {
@@ -292,9 +303,27 @@ std::vector<double> Rotary::inverse_frequencies(std::int64_t seq_len) const {
   return is_stretched(seq_len) ? frequencies_of(config_, seq_len) : frequencies_;
 }
 
-// The kept table, of at least so many positions; it grows twofold, up to max_positions.
-RotaryTable Rotary::first(std::int64_t num_positions, at::ScalarType dtype) const {
+// The kept table, of at least so many positions.
+RotaryTable Rotary::first(std::int64_t num_positions, at::ScalarType dtype,
+                          const at::Device& device) const {
   const std::scoped_lock lock(kept_->mutex);
+  const RotaryTable table = first_on_cpu(num_positions, dtype);
+  if (device.is_cpu()) {
+    return table;
+  }
+  RotaryTable& kept = kept_->elsewhere[{device.type(), device.index(), dtype}];
+  if (kept.cos.defined() && kept.cos.size(1) >= num_positions) {
+    return kept;
+  }
+  RotaryTable there = moved(table, device);
+  if (ops::checks::has_memory(there.cos)) {  // a fake tensor lives no longer than its mode
+    kept = there;
+  }
+  return there;
+}
+
+// It grows twofold, up to max_positions.
+RotaryTable Rotary::first_on_cpu(std::int64_t num_positions, at::ScalarType dtype) const {
   RotaryTable& kept = dtype == at::kDouble ? kept_->of_double : kept_->of_float;
   const std::int64_t before = kept.cos.defined() ? kept.cos.size(1) : 0;
   if (before < num_positions || before == 0) {
@@ -310,7 +339,7 @@ RotaryTable Rotary::first(std::int64_t num_positions, at::ScalarType dtype) cons
 }
 
 RotaryTable Rotary::range(std::int64_t start, std::int64_t length, at::ScalarType dtype,
-                          std::int64_t seq_len) const {
+                          std::int64_t seq_len, const at::Device& device) const {
   const at::ScalarType of_table = table_dtype(dtype);
   check_seq_len(seq_len);
   check_position(start);
@@ -320,13 +349,23 @@ RotaryTable Rotary::range(std::int64_t start, std::int64_t length, at::ScalarTyp
   const std::int64_t end = start + length;
   const std::int64_t sequence = seq_len == 0 ? end : seq_len;
   if (end <= kKeptPositions && !is_stretched(sequence)) {
-    const RotaryTable table = first(end, of_table);
+    const RotaryTable table = first(end, of_table, device);
     return {table.cos.narrow(1, start, length), table.sin.narrow(1, start, length)};
   }
-  RotaryTable table = new_table(1, length, frequencies_.size(), of_table);
+  const RotaryTable table = new_table(1, length, frequencies_.size(), of_table);
   fill_table(table, inverse_frequencies(sequence), attention_factor_,
              [start](std::int64_t row) { return start + row; });
-  return table;
+  return moved(table, device);
+}
+
+RotaryTable Rotary::rows(const at::Tensor& positions, std::int64_t seq_len,
+                         at::ScalarType dtype) const {
+  const RotaryTable all = range(0, seq_len, dtype, seq_len, positions.device());
+  const at::Tensor flat = positions.flatten();
+  const auto row_of = [&](const at::Tensor& table) {
+    return table.squeeze(0).index_select(0, flat).unflatten(0, positions.sizes());
+  };
+  return {row_of(all.cos), row_of(all.sin)};
 }
 
 RotaryTable Rotary::at(const at::Tensor& positions, at::ScalarType dtype,

@@ -51,7 +51,7 @@ class PAPERLAB_API Rotary {
   /// \throws ValueError  if seq_len is outside 0..kMaxPosition + 1.
   std::vector<double> inverse_frequencies(std::int64_t seq_len = 0) const;
 
-  /// Tables of positions start..start + length - 1, [1, length, R/2] on the CPU, contiguous.
+  /// Tables of positions start..start + length - 1, [1, length, R/2] on `device`, contiguous.
   ///
   /// \param dtype    of what is rotated: float64 gives float64 tables; float32 and bfloat16,
   ///                 float32.
@@ -59,7 +59,7 @@ class PAPERLAB_API Rotary {
   /// \throws ValueError  if a position is outside 0..kMaxPosition, or seq_len as above.
   /// \throws DTypeError  if dtype is another one.
   RotaryTable range(std::int64_t start, std::int64_t length, at::ScalarType dtype,
-                    std::int64_t seq_len = 0) const;
+                    std::int64_t seq_len = 0, const at::Device& device = at::kCPU) const;
 
   /// Tables of any positions, [B, T, R/2] on their device.
   ///
@@ -69,11 +69,17 @@ class PAPERLAB_API Rotary {
   /// \throws ShapeError, DTypeError, ValueError  if they are not as above.
   RotaryTable at(const at::Tensor& positions, at::ScalarType dtype, std::int64_t seq_len = 0) const;
 
+  /// The same of positions that are all below seq_len, which is not checked: the tensor may be on
+  /// any device, and nothing waits for it.
+  RotaryTable rows(const at::Tensor& positions, std::int64_t seq_len, at::ScalarType dtype) const;
+
  private:
   struct Kept;
 
   bool is_stretched(std::int64_t seq_len) const;
-  RotaryTable first(std::int64_t num_positions, at::ScalarType dtype) const;
+  RotaryTable first(std::int64_t num_positions, at::ScalarType dtype,
+                    const at::Device& device = at::kCPU) const;
+  RotaryTable first_on_cpu(std::int64_t num_positions, at::ScalarType dtype) const;
 
   RopeConfig config_;
   double attention_factor_ = 1.0;

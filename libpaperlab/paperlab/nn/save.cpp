@@ -1,14 +1,16 @@
+#include "paperlab/nn/save.h"
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <system_error>
 #include <utility>
 
 #include "paperlab/core/error.h"
 #include "paperlab/io/file.h"
-#include "paperlab/nn/weights.h"
 #include "paperlab/nn/weights_internal.h"
 
 namespace paperlab::nn {
@@ -164,6 +166,39 @@ void write_tensor(const std::string& name, const at::Tensor& tensor, io::Checkpo
   }
 }
 
+class Safetensors final : public WeightFiles {
+ public:
+  Safetensors(std::string directory, std::uint64_t max_shard_bytes)
+      : directory_(std::move(directory)), max_shard_bytes_(max_shard_bytes) {}
+
+  void write(const std::map<std::string, at::Tensor>& tensors) override {
+    writer_.emplace(directory_, specs_of(tensors), io::Metadata{{"format", "pt"}},
+                    max_shard_bytes_);
+    for (const io::TensorEntry& entry : writer_->tensors()) {
+      write_tensor(entry.name, tensors.at(entry.name), *writer_);
+    }
+    writer_->sync();
+  }
+
+  void finish() override { writer_->finish(); }
+  void discard() noexcept override { writer_.reset(); }
+
+ private:
+  std::string directory_;
+  std::uint64_t max_shard_bytes_;
+  std::optional<io::CheckpointWriter> writer_;
+};
+
+// While the directory is still there, which goes too if it is new.
+struct Discard {
+  explicit Discard(WeightFiles& of) : files(of) {}
+  ~Discard() { files.discard(); }
+  Discard(const Discard&) = delete;
+  Discard& operator=(const Discard&) = delete;
+
+  WeightFiles& files;
+};
+
 // One of an earlier checkpoint would give this one other ids of the end.
 void remove_generation_config(const std::string& directory) {
   std::error_code error;
@@ -176,9 +211,15 @@ void remove_generation_config(const std::string& directory) {
 }  // namespace
 
 void save(const SaveRequest& request) {
+  Safetensors files(request.directory, request.max_shard_bytes);
+  save(request, files);
+}
+
+void save(const SaveRequest& request, WeightFiles& files) {
   const auto tensors = named_for_files(request);
   NewDirectory directory(request.directory);
   OtherFiles others(request.directory);
+  const Discard discard(files);
   others.write_json("config.json", request.config);
   if (request.generation_config) {
     others.write_json(kGenerationName, *request.generation_config);
@@ -186,13 +227,9 @@ void save(const SaveRequest& request) {
   for (const std::string& path : request.files) {
     others.copy(path);
   }
-  io::CheckpointWriter writer(request.directory, specs_of(tensors), io::Metadata{{"format", "pt"}},
-                              request.max_shard_bytes);
-  for (const io::TensorEntry& entry : writer.tensors()) {
-    write_tensor(entry.name, tensors.at(entry.name), writer);
-  }
+  files.write(tensors);
   others.sync();
-  writer.finish();
+  files.finish();
   others.finish();
   if (!request.generation_config) {
     remove_generation_config(request.directory);

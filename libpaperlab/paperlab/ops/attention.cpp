@@ -12,11 +12,43 @@
 #include <utility>
 
 #include "paperlab/ops/attention_arguments_internal.h"
-#include "paperlab/ops/attention_cpu_internal.h"
+#include "paperlab/ops/attention_kernels_internal.h"
+#include "paperlab/ops/attention_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
 namespace {
+
+constexpr char kAttention[] = "attention";
+constexpr char kDecode[] = "attention_decode";
+constexpr char kBackward[] = "attention_backward";
+
+Route chosen_route(const AttentionArguments& in) { return route_of(kAttention, in.query, "query"); }
+
+AttentionResults computed(const AttentionArguments& in) {
+  const Route route = chosen_route(in);
+  return route == Route::kTorch ? attention_by_torch(in) : attention_by_kernels(in, route);
+}
+
+AttentionResults attention_any(const AttentionArguments& in) {
+  check_arguments(in);
+  return computed(in);
+}
+
+AttentionResults decode_any(const AttentionArguments& in) {
+  check_decode_arguments(in);
+  return computed(in);
+}
+
+AttentionGradients backward_any(const AttentionArguments& in,
+                                const AttentionBackwardArguments& backward) {
+  check_arguments(in);
+  check_backward_arguments(in, backward);
+  const Route route = chosen_route(in);
+  return route == Route::kTorch ? attention_backward_by_torch(in, backward)
+                                : attention_backward_by_kernels(in, backward, route);
+}
 
 AttentionResults attention_meta(const AttentionArguments& in) {
   check_arguments(in);
@@ -40,10 +72,6 @@ at::Tensor defined_or_none(const std::optional<at::Tensor>& x) { return x.value_
 std::optional<at::Tensor> optional_of(const at::Tensor& x) {
   return x.defined() ? std::optional<at::Tensor>(x) : std::nullopt;
 }
-
-constexpr char kAttention[] = "attention";
-constexpr char kDecode[] = "attention_decode";
-constexpr char kBackward[] = "attention_backward";
 
 // The one place that knows the order of the schema: an operator `kFunction` as the dispatcher calls
 // it, from `kKernel`, which takes a struct.
@@ -80,8 +108,8 @@ unpacked_backward(  // NOLINT(readability-function-size): as many as the schema 
       {grad_out, defined_or_none(grad_lse), out, lse});
 }
 
-using Signature = decltype(unpacked<attention_cpu, kAttention>);
-using BackwardSignature = decltype(unpacked_backward<attention_backward_cpu>);
+using Signature = decltype(unpacked<attention_any, kAttention>);
+using BackwardSignature = decltype(unpacked_backward<backward_any>);
 
 template <class F>
 c10::TypedOperatorHandle<F> find_operator(const char* function) {
@@ -194,14 +222,21 @@ AttentionResults attention_autograd(const AttentionArguments& in) {
 }
 
 // Like scaled_dot_product_attention: in autocast's dtype; float64 stays.
+template <c10::DeviceType kDevice>
 AttentionResults attention_autocast(const AttentionArguments& in) {
-  const autocast::Guard<at::kCPU> guard;
+  const autocast::Guard<kDevice> guard;
   AttentionArguments lower = in;
   for (at::Tensor* x : {&lower.query, &lower.key, &lower.value, &lower.prefix_query,
                         &lower.prefix_key, &lower.prefix_value}) {
-    *x = autocast::lowered<at::kCPU>(*x);
+    *x = autocast::lowered<kDevice>(*x);
   }
   return call(lower);
+}
+
+void register_computation(torch::Library& m) {
+  m.impl(kAttention, unpacked<attention_any, kAttention>);
+  m.impl(kDecode, unpacked<decode_any, kDecode>);
+  m.impl(kBackward, unpacked_backward<backward_any>);
 }
 
 }  // namespace
@@ -238,18 +273,12 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
 }
 
 // Every device, so that a tensor on another one is refused by name.
-TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
-  m.impl(kAttention, unpacked<attention_cpu, kAttention>);
-  m.impl(kDecode, unpacked<attention_decode_cpu, kDecode>);
-  m.impl(kBackward, unpacked_backward<attention_backward_cpu>);
-}
+TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { register_computation(m); }
 
 // Nested tensors would meet an error of their own; the checks refuse them.
-TORCH_LIBRARY_IMPL(paperlab, NestedTensorCPU, m) {
-  m.impl(kAttention, unpacked<attention_cpu, kAttention>);
-  m.impl(kDecode, unpacked<attention_decode_cpu, kDecode>);
-  m.impl(kBackward, unpacked_backward<attention_backward_cpu>);
-}
+TORCH_LIBRARY_IMPL(paperlab, NestedTensorCPU, m) { register_computation(m); }
+
+TORCH_LIBRARY_IMPL(paperlab, NestedTensorCUDA, m) { register_computation(m); }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl(kAttention, unpacked<attention_meta, kAttention>);
@@ -264,8 +293,13 @@ TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) {
-  m.impl(kAttention, unpacked<attention_autocast, kAttention>);
-  m.impl(kDecode, unpacked<attention_autocast, kDecode>);
+  m.impl(kAttention, unpacked<attention_autocast<at::kCPU>, kAttention>);
+  m.impl(kDecode, unpacked<attention_autocast<at::kCPU>, kDecode>);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl(kAttention, unpacked<attention_autocast<at::kCUDA>, kAttention>);
+  m.impl(kDecode, unpacked<attention_autocast<at::kCUDA>, kDecode>);
 }
 
 }  // namespace paperlab::ops

@@ -59,7 +59,8 @@ struct AttentionResult {
 
 /// softmax(scale Q K^T + mask) V and the log-sum-exp of the scaled logits.
 ///
-/// \param query  [B, H, T, D], float32, float64 or bfloat16, CPU, any strides. D is 1..256.
+/// \param query  [B, H, T, D], float32, float64 or bfloat16 (CUDA: float16 too), any strides. D is
+///               1..256.
 /// \param key    [B, G, S, D], H % G == 0, dtype and device of query, any strides.
 /// \param value  [B, G, S, D], likewise.
 /// \return       new tensors; differentiable once with respect to query, key, value and the prefix.

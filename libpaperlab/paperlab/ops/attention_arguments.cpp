@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/attention/attention.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::ops {
@@ -17,9 +18,7 @@ using checks::Shape;
 
 void check_query(const char* function, const at::Tensor& query) {
   check_is_plain(function, "query", query);
-  const at::ScalarType dtype = query.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
-                   ": query must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype(function, "query", query);
   TORCH_CHECK_VALUE(query.dim() == 4, function, ": query must be [B, H, T, D], got ",
                     query.sym_sizes());
   TORCH_CHECK_VALUE(query.sym_size(3) >= 1 && query.sym_size(3) <= kernels::kMaxHeadDim, function,
@@ -136,9 +135,7 @@ void check_prefix(const AttentionArguments& in) {
 
 }  // namespace
 
-at::ScalarType lse_dtype(const at::Tensor& query) {
-  return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+at::ScalarType lse_dtype(const at::Tensor& query) { return statistics_dtype(query.scalar_type()); }
 
 void check_arguments(const AttentionArguments& arguments) {
   check_query(arguments.function, arguments.query);

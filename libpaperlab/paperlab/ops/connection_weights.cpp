@@ -1,13 +1,8 @@
 #include "paperlab/ops/connection_weights.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/gelu_backward.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/rsqrt.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -17,12 +12,16 @@
 #include <string>
 #include <tuple>
 
+#include "kernels/common/backend.h"
+#include "kernels/depth_aggregate/cuda.h"
 #include "kernels/depth_aggregate/depth_aggregate.h"
 #include "kernels/gemm/gemm.h"
 #include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/depth_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
 
@@ -103,50 +102,28 @@ at::Tensor by_way(const at::Tensor& rows, std::int64_t num_ways) {
       .permute({2, 0, 1, 3});
 }
 
-const char* torch_name(GeluForm gelu) { return gelu == GeluForm::kExact ? "none" : "tanh"; }
-
-// The same from LibTorch's operators, for devices without a kernel of ours.
-namespace eager {
-
-Results forward(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
-                const at::Tensor& a, double eps, GeluForm gelu) {
-  const auto dtype = statistics_of(x);
-  const at::Tensor wide = x.to(dtype);
-  const at::Tensor inverse_rms = at::rsqrt(wide.square().mean(-1) + eps);
-  const at::Tensor z = at::matmul(wide * inverse_rms.unsqueeze(-1), w1.to(dtype));
-  const at::Tensor rows =
-      at::matmul(at::gelu(z, torch_name(gelu)), w2.to(dtype)) + a.to(dtype).reshape({a.numel()});
-  return {by_way(rows, a.size(0)).to(x.scalar_type()).contiguous(), z, inverse_rms};
+// The same from LibTorch's operations.
+Results forward_torch(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
+                      const at::Tensor& a, double eps, GeluForm gelu) {
+  const depth::GeneratedTorch made = depth::generate_torch(x, w1, w2, a, eps, gelu);
+  return {by_way(made.rows, a.size(0)).to(x.scalar_type()).contiguous(), made.z.contiguous(),
+          made.inverse_rms.contiguous()};
 }
 
-// Matrices [rows, *] of [B, T, *].
-at::Tensor as_matrix(const at::Tensor& x) { return x.reshape({x.size(0) * x.size(1), x.size(2)}); }
-
-void copy_if(bool is_wanted, const at::Tensor& to, const at::Tensor& from) {
-  if (is_wanted) {
-    to.copy_(from.view(to.sizes()));
+void backward_torch(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
+                    const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms,
+                    GeluForm gelu, const Wanted& wanted, const Gradients& gradients) {
+  const at::Tensor grad = by_token(grad_weights.to(statistics_of(x))).flatten(0, 1);
+  const auto found = depth::generate_backward_torch(
+      {x.flatten(0, 1), w1, w2, z.flatten(0, 1), inverse_rms.flatten(), gelu}, grad, wanted);
+  const auto& [grad_x, grad_w1, grad_w2, grad_a] = gradients;
+  const std::array to = {&grad_x, &grad_w1, &grad_w2, &grad_a};
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    if (wanted[i]) {
+      to[i]->copy_(found[i].view(to[i]->sizes()));
+    }
   }
 }
-
-void backward(const at::Tensor& grad_weights, const at::Tensor& x, const at::Tensor& w1,
-              const at::Tensor& w2, const at::Tensor& z, const at::Tensor& inverse_rms,
-              GeluForm gelu, const Wanted& wanted, const Gradients& gradients) {
-  const auto dtype = statistics_of(x);
-  const auto& [grad_x, grad_w1, grad_w2, grad_a] = gradients;
-  const at::Tensor grad = as_matrix(by_token(grad_weights.to(dtype)));
-  const at::Tensor rows = as_matrix(z);
-  const at::Tensor r = inverse_rms.reshape({rows.size(0), 1});
-  const at::Tensor n = as_matrix(x.to(dtype)) * r;
-  const at::Tensor grad_z =
-      at::gelu_backward(at::matmul(grad, w2.to(dtype).t()), rows, torch_name(gelu));
-  const at::Tensor grad_n = at::matmul(grad_z, w1.to(dtype).t());
-  copy_if(wanted[0], grad_x, r * (grad_n - n * (grad_n * n).mean(-1, true)));
-  copy_if(wanted[1], grad_w1, at::matmul(n.t(), grad_z));
-  copy_if(wanted[2], grad_w2, at::matmul(at::gelu(rows, torch_name(gelu)).t(), grad));
-  copy_if(wanted[3], grad_a, grad.sum(0));
-}
-
-}  // namespace eager
 
 kernels::ConnectionWeights problem_of(const at::Tensor& x, const at::Tensor& w1,
                                       const at::Tensor& w2, double eps, GeluForm gelu) {
@@ -163,13 +140,43 @@ kernels::ConnectionWeights problem_of(const at::Tensor& x, const at::Tensor& w1,
           nullptr};
 }
 
+// Tensors without elements on a GPU go through LibTorch's operations.
+Route route_for(const at::Tensor& x) {
+  return x.is_cpu() || x.numel() > 0 ? route_of(kForward, x) : Route::kTorch;
+}
+
+void run_forward(Route route, const kernels::ConnectionWeights& problem,
+                 const kernels::ConnectionWeightsResult& result, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::connection_weights(problem, result, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::connection_weights_cuda_workspace(problem, result),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::connection_weights_cuda(problem, result, memory, context);
+            });
+  }
+}
+
+void run_backward(Route route, const kernels::ConnectionWeights& problem,
+                  const kernels::ConnectionWeightsGradients& gradients, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::connection_weights_backward(problem, gradients, kernels::gemm, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::connection_weights_backward_cuda_workspace(problem, gradients),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::connection_weights_backward_cuda(problem, gradients, memory, context);
+            });
+  }
+}
+
 Results forward_any(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& w2,
                     const at::Tensor& a, double eps, c10::string_view gelu_name) {
   depth::check_generator(kForward, x, w1, w2, a);
   depth::check_eps(kForward, eps, x);
   const GeluForm gelu = depth::gelu_form(kForward, gelu_name);
-  if (!x.device().is_cpu()) {
-    return eager::forward(x, w1, w2, a, eps, gelu);
+  const Route route = route_for(x);
+  if (route == Route::kTorch) {
+    return forward_torch(x, w1, w2, a, eps, gelu);
   }
   Results results = new_results(x, w1, a);
   const auto& [weights, z, inverse_rms] = results;
@@ -183,9 +190,8 @@ Results forward_any(const at::Tensor& x, const at::Tensor& w1, const at::Tensor&
   const at::Tensor dense_a = a.contiguous();
   kernels::ConnectionWeights problem = problem_of(dense_x, dense_w1, dense_w2, eps, gelu);
   problem.bias = dense_a.const_data_ptr();
-  kernels::connection_weights(
-      problem, {rows.mutable_data_ptr(), z.mutable_data_ptr(), inverse_rms.mutable_data_ptr()},
-      torch_executor());
+  run_forward(route, problem,
+              {rows.mutable_data_ptr(), z.mutable_data_ptr(), inverse_rms.mutable_data_ptr()}, x);
   weights.copy_(by_way(rows, a.size(0)));
   return results;
 }
@@ -220,8 +226,9 @@ Gradients backward_any(const at::Tensor& grad_weights, const at::Tensor& x, cons
   const GeluForm gelu = depth::gelu_form(kBackward, gelu_name);
   Gradients gradients = new_gradients(grad_weights, x, w1, w2, wanted);
   const auto& [grad_x, grad_w1, grad_w2, grad_a] = gradients;
-  if (!x.device().is_cpu()) {
-    eager::backward(grad_weights, x, w1, w2, z, inverse_rms, gelu, wanted, gradients);
+  const Route route = route_for(x);
+  if (route == Route::kTorch) {
+    backward_torch(grad_weights, x, w1, w2, z, inverse_rms, gelu, wanted, gradients);
     return gradients;
   }
   const at::Tensor rows = by_token(grad_weights.to(statistics_of(x))).contiguous();
@@ -231,12 +238,11 @@ Gradients backward_any(const at::Tensor& grad_weights, const at::Tensor& x, cons
   const at::Tensor dense_z = z.contiguous();
   const at::Tensor dense_inverse = inverse_rms.contiguous();
   constexpr double kUnused = 1.0;  // inverse_rms has eps in it
-  kernels::connection_weights_backward(
-      problem_of(dense_x, dense_w1, dense_w2, kUnused, gelu),
-      {dense_z.const_data_ptr(), dense_inverse.const_data_ptr(), rows.const_data_ptr(),
-       data_of(grad_x, wanted[0]), false, data_of(grad_w1, wanted[1]), data_of(grad_w2, wanted[2]),
-       data_of(grad_a, wanted[3])},
-      kernels::gemm, torch_executor());
+  run_backward(route, problem_of(dense_x, dense_w1, dense_w2, kUnused, gelu),
+               {dense_z.const_data_ptr(), dense_inverse.const_data_ptr(), rows.const_data_ptr(),
+                data_of(grad_x, wanted[0]), false, data_of(grad_w1, wanted[1]),
+                data_of(grad_w2, wanted[2]), data_of(grad_a, wanted[3])},
+               x);
   return gradients;
 }
 

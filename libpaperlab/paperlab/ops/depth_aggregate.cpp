@@ -2,7 +2,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/einsum.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -12,11 +11,15 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/common/backend.h"
+#include "kernels/depth_aggregate/cuda.h"
 #include "kernels/depth_aggregate/depth_aggregate.h"
 #include "paperlab/ops/depth_checks_internal.h"
+#include "paperlab/ops/depth_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -66,29 +69,31 @@ Gradients new_gradients(const at::Tensor& states, const at::Tensor& weights, con
   return {make(wanted[0], states.sym_sizes()), make(wanted[1], weights.sym_sizes())};
 }
 
-// The same from LibTorch's operators, for devices without a kernel of ours.
-namespace eager {
+// [J, B, T, D] as [J, B T, D], and the like: a view where that is one.
+at::Tensor tokens_of(const at::Tensor& x) { return x.flatten(1, 2); }
 
-at::Tensor forward(const at::Tensor& states, const at::Tensor& weights) {
-  const auto dtype = statistics_of(states);
-  return at::einsum("cbtj,jbtd->cbtd", {weights.to(dtype), states.to(dtype)})
-      .to(states.scalar_type())
-      .contiguous();
+// The same from LibTorch's operations.
+at::Tensor forward_torch(const at::Tensor& states, const at::Tensor& weights) {
+  const at::Tensor sums = depth::sums_torch(tokens_of(states), tokens_of(weights));
+  return sums.view({weights.size(0), states.size(1), states.size(2), states.size(3)});
 }
 
-void backward(const at::Tensor& grad_out, const at::Tensor& states, const at::Tensor& weights,
-              const Wanted& wanted, const Gradients& gradients) {
-  const auto dtype = statistics_of(states);
-  const at::Tensor grad = grad_out.to(dtype);
+void backward_torch(const at::Tensor& grad_out, const at::Tensor& states, const at::Tensor& weights,
+                    const Wanted& wanted, const Gradients& gradients) {
+  const at::Tensor grad = tokens_of(grad_out);
+  const auto& [grad_states, grad_weights] = gradients;
   if (wanted[0]) {
-    std::get<0>(gradients).copy_(at::einsum("cbtj,cbtd->jbtd", {weights.to(dtype), grad}));
+    const at::Tensor to = tokens_of(grad_states);
+    depth::state_gradients_torch(grad, tokens_of(weights), states.size(0),
+                                 [&to](std::int64_t first, const at::Tensor& part) {
+                                   to.narrow(1, first, part.size(1)).copy_(part);
+                                 });
   }
   if (wanted[1]) {
-    std::get<1>(gradients).copy_(at::einsum("cbtd,jbtd->cbtj", {grad, states.to(dtype)}));
+    grad_weights.copy_(
+        depth::weight_gradients_torch(grad, tokens_of(states)).view(weights.sizes()));
   }
 }
-
-}  // namespace eager
 
 // States as the kernel reads them: each contiguous, wherever it lies.
 at::Tensor readable(const at::Tensor& states) {
@@ -127,10 +132,41 @@ kernels::DepthAggregate problem_of(const std::vector<const void*>& sources,
           states.size(0),           num_tokens * states.size(0)};
 }
 
+// Tensors without elements on a GPU go through LibTorch's operations.
+Route route_for(const at::Tensor& states) {
+  const bool is_plain = states.is_cpu() || states.numel() > 0;
+  const bool is_taken = states.size(0) <= kernels::kMostCudaSources;
+  return is_plain ? route_of(kForward, states, "states", is_taken) : Route::kTorch;
+}
+
+void run_forward(Route route, const kernels::DepthAggregate& problem, void* const* streams,
+                 const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::depth_aggregate(problem, streams, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, 0, [&](void*, const kernels::Context& context) {
+      kernels::depth_aggregate_cuda(problem, streams, context);
+    });
+  }
+}
+
+void run_backward(Route route, const kernels::DepthAggregate& problem,
+                  const kernels::DepthAggregateGradients& gradients, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::depth_aggregate_backward(problem, gradients, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::depth_aggregate_backward_cuda_workspace(problem, gradients),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::depth_aggregate_backward_cuda(problem, gradients, memory, context);
+            });
+  }
+}
+
 at::Tensor forward_any(const at::Tensor& states, const at::Tensor& weights) {
   check_arguments(kForward, states, weights);
-  if (!states.device().is_cpu()) {
-    return eager::forward(states, weights);
+  const Route route = route_for(states);
+  if (route == Route::kTorch) {
+    return forward_torch(states, weights);
   }
   at::Tensor out = new_result(states, weights);
   if (out.numel() > 0) {
@@ -138,16 +174,15 @@ at::Tensor forward_any(const at::Tensor& states, const at::Tensor& weights) {
     const at::Tensor dense_weights = weights.contiguous();
     const std::vector<const void*> sources = parts_of(dense);
     const std::vector<void*> streams = mutable_parts_of(out);
-    kernels::depth_aggregate(problem_of(sources, dense, dense_weights), streams.data(),
-                             torch_executor());
+    run_forward(route, problem_of(sources, dense, dense_weights), streams.data(), dense);
   }
   return out;
 }
 
 // The gradients of float32 and bfloat16 weights are float32.
-at::Tensor backward_cpu(const at::Tensor& grad_out, const at::Tensor& states,
-                        const at::Tensor& weights, const Wanted& wanted,
-                        const at::Tensor& grad_states) {
+at::Tensor backward_by_kernel(Route route, const at::Tensor& grad_out, const at::Tensor& states,
+                              const at::Tensor& weights, const Wanted& wanted,
+                              const at::Tensor& grad_states) {
   const at::Tensor dense = readable(states);
   const at::Tensor dense_weights = weights.contiguous();
   const at::Tensor dense_grad = readable(grad_out);
@@ -158,10 +193,10 @@ at::Tensor backward_cpu(const at::Tensor& grad_out, const at::Tensor& states,
   const std::vector<const void*> streams = parts_of(dense_grad);
   const std::vector<void*> grad_sources =
       wanted[0] ? mutable_parts_of(grad_states) : std::vector<void*>(sources.size());
-  kernels::depth_aggregate_backward(
-      problem_of(sources, dense, dense_weights),
+  run_backward(
+      route, problem_of(sources, dense, dense_weights),
       {streams.data(), grad_sources.data(), 0, wanted[1] ? sums.mutable_data_ptr() : nullptr},
-      torch_executor());
+      dense);
   return sums;
 }
 
@@ -169,10 +204,12 @@ Gradients backward_any(const at::Tensor& grad_out, const at::Tensor& states,
                        const at::Tensor& weights, Wanted wanted) {
   check_backward(grad_out, states, weights);
   Gradients gradients = new_gradients(states, weights, wanted);
-  if (!states.device().is_cpu()) {
-    eager::backward(grad_out, states, weights, wanted, gradients);
+  const Route route = route_for(states);
+  if (route == Route::kTorch) {
+    backward_torch(grad_out, states, weights, wanted, gradients);
   } else if (grad_out.numel() > 0) {
-    const at::Tensor sums = backward_cpu(grad_out, states, weights, wanted, std::get<0>(gradients));
+    const at::Tensor sums =
+        backward_by_kernel(route, grad_out, states, weights, wanted, std::get<0>(gradients));
     if (wanted[1]) {
       std::get<1>(gradients) = sums.to(weights.scalar_type());
     }

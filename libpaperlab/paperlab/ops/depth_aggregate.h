@@ -12,8 +12,8 @@ namespace paperlab::ops {
 
 /// out[c, b, t] = sum over j of weights[c, b, t, j] states[j, b, t].
 ///
-/// \param states   [J, B, T, D] with J, D >= 1, float32, float64 or bfloat16, any strides. States
-///                 that are contiguous one by one are read where they lie.
+/// \param states   [J, B, T, D] with J, D >= 1, float32, float64 or bfloat16 (CUDA: float16 too),
+///                 any strides. States that are contiguous one by one are read where they lie.
 /// \param weights  [C, B, T, J] with C >= 1, dtype and device of states, any strides.
 /// \return         a new contiguous tensor [C, B, T, D] of that dtype, differentiable once with
 ///                 respect to both.
@@ -22,7 +22,8 @@ namespace paperlab::ops {
 ///
 /// Registered as `paperlab::depth_aggregate`, its gradient as `paperlab::depth_aggregate_backward`.
 /// On the CPU float32 and bfloat16 accumulate in float32, float64 in float64, and the bits are the
-/// same from run to run and for any number of threads. Other devices run LibTorch's operators.
+/// same from run to run and for any number of threads. On CUDA devices LibTorch's operations
+/// compute it, in the same types (backend.h).
 PAPERLAB_API at::Tensor depth_aggregate(const at::Tensor& states, const at::Tensor& weights);
 
 }  // namespace paperlab::ops

@@ -6,11 +6,12 @@
 #include <c10/util/Exception.h>
 
 #include "kernels/depth_aggregate/depth_aggregate.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 
 namespace paperlab::ops::depth {
 
 inline at::ScalarType statistics_of(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return statistics_dtype(x.scalar_type());
 }
 
 inline void check_layout(const char* function, const char* name, const at::Tensor& x) {
@@ -19,9 +20,7 @@ inline void check_layout(const char* function, const char* name, const at::Tenso
 }
 
 inline void check_floating(const char* function, const char* name, const at::Tensor& x) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
-                   ": ", name, " must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype(function, name, x);
   check_layout(function, name, x);
 }
 

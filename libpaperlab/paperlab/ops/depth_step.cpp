@@ -6,12 +6,9 @@
 
 #include "paperlab/ops/depth_step.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
@@ -23,10 +20,8 @@
 #include <utility>
 
 #include "kernels/depth_aggregate/depth_aggregate.h"
-#include "paperlab/ops/connection_weights.h"
-#include "paperlab/ops/depth_aggregate.h"
 #include "paperlab/ops/depth_checks_internal.h"
-#include "paperlab/ops/depth_step_cpu_internal.h"
+#include "paperlab/ops/depth_step_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 
 namespace paperlab::ops {
@@ -303,10 +298,6 @@ DepthStates::DepthStates(std::int64_t capacity, const at::Tensor& first) : capac
   TORCH_CHECK_VALUE(first.dim() == 3 && first.size(2) >= 1, kThis,
                     ": first must be [B, T, D] with D >= 1, got ", first.sizes());
   refuse_forward_gradients(kThis, first);
-  if (!first.device().is_cpu()) {
-    states_.push_back(first);
-    return;
-  }
   buffer_ = at::empty({capacity, first.size(0), first.size(1), first.size(2)}, first.options());
   if (at::GradMode::is_enabled() && first.requires_grad()) {
     link_ = Start::apply(first, buffer_);
@@ -320,7 +311,7 @@ void DepthStates::check_push(const at::Tensor& base, const at::Tensor& delta,
                              const DepthWeights& weights, at::IntArrayRef sources) const {
   TORCH_CHECK_VALUE(size_ < capacity_, kFunction, ": no state is left of ", capacity_);
   TORCH_CHECK_VALUE(base.defined(), kFunction, ": base must be a tensor, got none");
-  const at::Tensor first = buffer_.defined() ? buffer_.select(0, 0) : states_[0];
+  const at::Tensor first = buffer_.select(0, 0);
   check_state(kFunction, "base", base, first);
   if (delta.defined()) {
     check_state(kFunction, "delta", delta, first);
@@ -343,11 +334,10 @@ void DepthStates::check_push(const at::Tensor& base, const at::Tensor& delta,
 
 DepthStep DepthStates::push(const at::Tensor& base, const at::Tensor& delta,
                             const DepthWeights& weights, at::IntArrayRef sources) {
-  const at::Tensor& first = buffer_.defined() ? buffer_ : states_[0];
-  if (!base.defined() || !is_under_autocast(first)) {
+  if (!base.defined() || !is_under_autocast(buffer_)) {
     return push_as_given(base, delta, weights, sources);
   }
-  const at::ScalarType dtype = first.scalar_type();
+  const at::ScalarType dtype = buffer_.scalar_type();
   return push_as_given(autocast::cast(base, dtype), autocast::cast(delta, dtype),
                        cast(weights, dtype), sources);
 }
@@ -358,11 +348,8 @@ DepthStep DepthStates::push_as_given(const at::Tensor& base, const at::Tensor& d
   refuse_forward_gradients(kFunction, base, delta, weights.w1, weights.w2, weights.bias);
   const auto& [w1, w2, bias, eps, gelu] = weights;
   DepthStep result;
-  if (!buffer_.defined()) {
-    result = push_composed(base, delta, weights, sources);
-  } else if (at::GradMode::is_enabled() &&
-             (link_.defined() || needs_grad(base) || needs_grad(delta) || needs_grad(w1) ||
-              needs_grad(w2) || needs_grad(bias))) {
+  if (at::GradMode::is_enabled() && (link_.defined() || needs_grad(base) || needs_grad(delta) ||
+                                     needs_grad(w1) || needs_grad(w2) || needs_grad(bias))) {
     result = push_recorded(base, delta, weights, sources);
   } else {
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -390,26 +377,6 @@ DepthStep DepthStates::push_recorded(const at::Tensor& base, const at::Tensor& d
   DepthStep result = {std::move(results[0]), {}};
   result.streams.assign(results.begin() + 1, results.end());
   return result;
-}
-
-DepthStep DepthStates::push_composed(const at::Tensor& base, const at::Tensor& delta,
-                                     const DepthWeights& weights, at::IntArrayRef sources) {
-  const at::Tensor newest = delta.defined() ? at::add(base, delta) : base;
-  states_.push_back(newest);
-  if (!weights.bias.defined()) {
-    return {newest, {}};
-  }
-  std::vector<at::Tensor> read;
-  for (const std::int64_t source : sources) {
-    read.push_back(states_[static_cast<std::size_t>(source)]);
-  }
-  const auto& [w1, w2, bias, eps, gelu] = weights;
-  const at::Tensor made = w1.defined() ? connection_weights(newest, w1, w2, bias, {eps, gelu})
-                          : bias.dim() == 4
-                              ? bias
-                              : bias.unsqueeze(1).unsqueeze(1).expand(
-                                    {bias.size(0), newest.size(0), newest.size(1), bias.size(1)});
-  return {newest, depth_aggregate(at::stack(read), made).unbind(0)};
 }
 
 }  // namespace paperlab::ops

@@ -36,13 +36,13 @@ struct DepthStep {
 ///
 /// Differentiable once. The gradients of all states of a pass share one buffer too, which the steps
 /// of the backward pass add to in place, from the last to the first; both buffers go with the
-/// graph. On the CPU the bits are the same from run to run and for any number of threads. On other
-/// devices states are tensors of their own, and streams are made by depth_aggregate.
+/// graph. On the CPU the bits are the same from run to run and for any number of threads. On CUDA
+/// devices, and for tensors without memory, LibTorch's operations compute in the same buffers.
 class PAPERLAB_API DepthStates {
  public:
   /// \param capacity  how many states there will be at most, >= 1.
-  /// \param first     X_0, [B, T, D] with D >= 1, float32, float64 or bfloat16, any strides;
-  ///                  copied.
+  /// \param first     X_0, [B, T, D] with D >= 1, float32, float64 or bfloat16 (CUDA: float16
+  ///                  too), any strides; copied.
   /// \throws c10::ValueError, c10::TypeError  if they are not as above.
   DepthStates(std::int64_t capacity, const at::Tensor& first);
 
@@ -75,13 +75,10 @@ class PAPERLAB_API DepthStates {
                           const DepthWeights& weights, at::IntArrayRef sources);
   DepthStep push_recorded(const at::Tensor& base, const at::Tensor& delta,
                           const DepthWeights& weights, at::IntArrayRef sources);
-  DepthStep push_composed(const at::Tensor& base, const at::Tensor& delta,
-                          const DepthWeights& weights, at::IntArrayRef sources);
 
   std::int64_t capacity_;
   std::int64_t size_ = 1;
-  at::Tensor buffer_;               // [capacity, B, T, D], on the CPU
-  std::vector<at::Tensor> states_;  // on other devices
+  at::Tensor buffer_;  // [capacity, B, T, D]
   // States from first_ on have gradients: those of [link_.size(0), B, T, D] of them come back
   // through link_, which holds no numbers. Not defined: none have.
   std::int64_t first_ = 0;

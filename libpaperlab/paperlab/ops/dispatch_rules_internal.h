@@ -7,6 +7,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/DispatchKeySet.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
@@ -15,6 +16,12 @@
 #include <optional>
 
 namespace paperlab::ops::autocast {
+
+// While it lives, operators of any device do not look at autocast: within an implementation, which
+// chose its dtypes. A backward pass may run where autocast is on.
+class Off {
+  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
+};
 
 // While it lives, operators do not look at autocast.
 template <c10::DeviceType kDevice>

@@ -1,6 +1,7 @@
 #include "paperlab/ops/even_pairs_loss.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -8,17 +9,22 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "kernels/one_layer_fold/one_layer_fold.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/even_pairs_loss_torch_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
 namespace {
 
 constexpr std::int64_t kLongest = 24;
+constexpr char kLoss[] = "even_pairs_loss";
 
 // Shapes and dtypes; also of tensors without data, whose sizes may be symbols.
 void check_arguments(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
@@ -90,9 +96,7 @@ Parameters copied(const at::Tensor& u, const at::Tensor& w, double attention_sca
   return out;
 }
 
-Parameters checked_parameters(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
-  check_arguments(u, w, attention_scale);
-  TORCH_CHECK_VALUE(u.device().is_cpu(), "even_pairs_loss: u must be on the CPU, got ", u.device());
+Parameters parameters_of(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
   return u.scalar_type() == at::kDouble ? copied<double>(u, w, attention_scale)
                                         : copied<float>(u, w, attention_scale);
 }
@@ -113,8 +117,26 @@ at::Tensor new_like(const at::Tensor& x) {
   return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
 }
 
-at::Tensor loss_cpu(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
-  const Parameters parameters = checked_parameters(u, w, attention_scale);
+// The values of u and w. On a GPU the error surfaces when something waits for it.
+void check_values(const at::Tensor& u, const at::Tensor& w) {
+  for (const auto& [name, x] : {std::pair("u", &u), {"w", &w}}) {
+    const at::Tensor is_right = x->isfinite().all();
+    const std::string message = std::string("even_pairs_loss: ") + name + " must be finite";
+    if (x->device().is_cpu()) {
+      TORCH_CHECK_VALUE(is_right.item<bool>(), message, ", got nan or infinity");
+    } else {
+      at::_assert_async(is_right, message);
+    }
+  }
+}
+
+at::Tensor loss_any(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
+  check_arguments(u, w, attention_scale);
+  if (route_of(kLoss, u, "u") == Route::kTorch) {
+    check_values(u, w);
+    return forms::even_pairs_loss(u, w, attention_scale);
+  }
+  const Parameters parameters = parameters_of(u, w, attention_scale);
   kernels::FoldPlan plan = even_pairs_plan(parameters.view().max_length);
   const double loss =
       kernels::one_layer_fold_evaluate(plan, parameters.view(), torch_executor()).loss;
@@ -123,14 +145,26 @@ at::Tensor loss_cpu(const at::Tensor& u, const at::Tensor& w, double attention_s
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_cpu(const at::Tensor& grad, const at::Tensor& u,
-                                                const at::Tensor& w, double attention_scale) {
-  TORCH_CHECK_VALUE(grad.dim() == 0 && grad.device().is_cpu(),
-                    "even_pairs_loss_backward: grad must be [] on the CPU, got ", grad.sizes());
+void check_grad(const at::Tensor& grad, const at::Tensor& u) {
+  TORCH_CHECK_VALUE(grad.dim() == 0, "even_pairs_loss_backward: grad must be [], got ",
+                    grad.sym_sizes());
+  TORCH_CHECK_VALUE(grad.device() == u.device(),
+                    "even_pairs_loss_backward: grad must be on the device of u (", u.device(),
+                    "), got ", grad.device());
   TORCH_CHECK_TYPE(grad.scalar_type() == u.scalar_type(),
                    "even_pairs_loss_backward: grad must be of the dtype of u, got ",
                    grad.scalar_type());
-  const Parameters parameters = checked_parameters(u, w, attention_scale);
+}
+
+std::tuple<at::Tensor, at::Tensor> backward_any(const at::Tensor& grad, const at::Tensor& u,
+                                                const at::Tensor& w, double attention_scale) {
+  check_arguments(u, w, attention_scale);
+  check_grad(grad, u);
+  if (route_of(kLoss, u, "u") == Route::kTorch) {
+    check_values(u, w);
+    return forms::even_pairs_loss_backward(grad, u, w, attention_scale);
+  }
+  const Parameters parameters = parameters_of(u, w, attention_scale);
   const std::size_t width = parameters.u.size();
   std::vector<double> grad_u(width);
   std::vector<double> grad_w(width * width);
@@ -153,16 +187,17 @@ at::Tensor loss_meta(const at::Tensor& u, const at::Tensor& w, double attention_
   return at::empty({}, u.options());
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor&, const at::Tensor& u,
+std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor& grad, const at::Tensor& u,
                                                  const at::Tensor& w, double attention_scale) {
   check_arguments(u, w, attention_scale);
+  check_grad(grad, u);
   return {new_like(u), new_like(w)};
 }
 
 at::Tensor call_loss(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::even_pairs_loss", "")
-                             .typed<decltype(loss_cpu)>();
+                             .typed<decltype(loss_any)>();
   return op.call(u, w, attention_scale);
 }
 
@@ -170,7 +205,7 @@ std::tuple<at::Tensor, at::Tensor> call_backward(const at::Tensor& grad, const a
                                                  const at::Tensor& w, double attention_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::even_pairs_loss_backward", "")
-                             .typed<decltype(backward_cpu)>();
+                             .typed<decltype(backward_any)>();
   return op.call(grad, u, w, attention_scale);
 }
 
@@ -194,7 +229,18 @@ class EvenPairsLoss : public torch::autograd::Function<EvenPairsLoss> {
 };
 
 at::Tensor loss_autograd(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
+  check_arguments(u, w, attention_scale);  // apply asks for sizes
+  refuse_forward_gradients(kLoss, u, w);
   return EvenPairsLoss::apply(u, w, attention_scale);
+}
+
+// In the wider dtype, at least float32.
+template <c10::DeviceType kDevice>
+at::Tensor loss_autocast(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
+  const autocast::Guard<kDevice> guard;
+  const bool is_double = u.scalar_type() == at::kDouble || w.scalar_type() == at::kDouble;
+  const at::ScalarType dtype = is_double ? at::kDouble : at::kFloat;
+  return call_loss(autocast::cast(u, dtype), autocast::cast(w, dtype), attention_scale);
 }
 
 }  // namespace
@@ -212,13 +258,19 @@ TORCH_LIBRARY(paperlab, m) {
 
 // Every device, so that a tensor on another one is refused by name.
 TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
-  m.impl("even_pairs_loss", loss_cpu);
-  m.impl("even_pairs_loss_backward", backward_cpu);
+  m.impl("even_pairs_loss", loss_any);
+  m.impl("even_pairs_loss_backward", backward_any);
 }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("even_pairs_loss", loss_meta);
   m.impl("even_pairs_loss_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("even_pairs_loss", loss_autocast<at::kCPU>); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl("even_pairs_loss", loss_autocast<at::kCUDA>);
 }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {

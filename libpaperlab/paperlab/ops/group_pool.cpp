@@ -12,11 +12,11 @@
 #include <tuple>
 #include <utility>
 
-#include "kernels/group_pool/group_pool.h"
 #include "kernels/group_pool/tile.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
-#include "paperlab/ops/kernel_views_internal.h"
-#include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/group_pool_internal.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
+#include "paperlab/ops/route_internal.h"
 #include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::ops {
@@ -25,32 +25,16 @@ namespace {
 using checks::check_has_shape;
 using checks::check_is_like;
 using checks::check_is_plain;
-using views::const_view;
-using views::mutable_view;
-using views::with_contiguous_rows;
 
-using Pooled = std::tuple<at::Tensor, at::Tensor>;  // core_key, core_value
-using Gradients =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of query ([0]: none), key, value
+using pooling::Arguments;
+using pooling::core_shape;
+using pooling::Gradients;
+using pooling::has_evaluator;
+using pooling::Pooled;
 
 constexpr char kForward[] = "group_pool";
 constexpr char kBackward[] = "group_pool_backward";
 constexpr char kInto[] = "group_pool_into";
-
-struct Arguments {
-  const char* function;
-  at::Tensor query;  // not defined: absent
-  at::Tensor key;
-  at::Tensor value;
-  std::int64_t group;
-  std::int64_t first;
-  at::Tensor start;
-  std::string kind;
-  bool per_kv_head;
-  std::optional<double> scale;
-};
-
-bool has_evaluator(const Arguments& in) { return in.kind == "attention"; }
 
 void check_options(const Arguments& in) {
   TORCH_CHECK_VALUE(in.kind == "attention" || in.kind == "mean" || in.kind == "max", in.function,
@@ -63,14 +47,12 @@ void check_options(const Arguments& in) {
 
 void check_keys(const Arguments& in) {
   check_is_plain(in.function, "key", in.key);
-  const at::ScalarType dtype = in.key.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                   in.function, ": key must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype(in.function, "key", in.key);
   TORCH_CHECK_VALUE(
       in.key.dim() == 4 && in.key.sym_size(3) >= 1 && in.key.sym_size(3) <= kernels::kMaxPoolDim,
       in.function, ": key must be [B, G, S, D] with D in 1..", kernels::kMaxPoolDim, ", got ",
       in.key.sym_sizes());
-  check_is_like(in.function, "value", in.value, in.key, dtype, "key");
+  check_is_like(in.function, "value", in.value, in.key, in.key.scalar_type(), "key");
   check_has_shape(in.function, "value", in.value, in.key.sym_sizes().vec());
   if (in.start.defined()) {
     check_is_like(in.function, "start", in.start, in.key, at::kLong, "key");
@@ -102,15 +84,6 @@ void check_arguments(const Arguments& in) {
   check_query(in);
 }
 
-// [B, P, m, D].
-checks::Shape core_shape(const Arguments& in) {
-  const c10::SymIntArrayRef key = in.key.sym_sizes();
-  const bool is_per_query = has_evaluator(in) && !in.per_kv_head;
-  const c10::SymInt behind = key[2] - in.first;
-  const c10::SymInt groups = behind > 0 ? behind / in.group : c10::SymInt(0);
-  return {key[0], is_per_query ? in.query.sym_size(1) : key[1], groups, key[3]};
-}
-
 Pooled new_results(const Arguments& in) {
   const checks::Shape shape = core_shape(in);
   return {at::empty_symint(shape, in.key.options()), at::empty_symint(shape, in.key.options())};
@@ -124,46 +97,23 @@ Gradients new_gradients(const Arguments& in) {
       at::empty_symint(in.value.sym_sizes(), options)};
 }
 
-void check_is_on_cpu(const Arguments& in) {
-  TORCH_CHECK_VALUE(in.key.device().is_cpu(), in.function, ": key must be on the CPU, got ",
-                    in.key.device());
-}
-
-// As kernels read them.
-Arguments readable(Arguments in) {
-  in.query = has_evaluator(in) ? with_contiguous_rows(in.query) : at::Tensor();
-  in.key = with_contiguous_rows(in.key);
-  in.value = with_contiguous_rows(in.value);
-  in.start = in.start.defined() ? in.start.contiguous() : in.start;
-  return in;
-}
-
-// Views of `in`, which must be readable and outlive them.
-kernels::GroupPoolInputs kernel_inputs(const Arguments& in) {
-  const double scale = in.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.key.size(3))));
-  return {const_view(in.query),
-          const_view(in.key),
-          const_view(in.value),
-          in.start.defined() ? in.start.const_data_ptr<std::int64_t>() : nullptr,
-          in.first,
-          in.group,
-          in.kind == "attention" ? kernels::PoolKind::kAttention
-          : in.kind == "mean"    ? kernels::PoolKind::kMean
-                                 : kernels::PoolKind::kMax,
-          scale};
+// Tensors without memory, or without elements on a GPU, go through LibTorch's operations.
+Route route_for(const Arguments& in) {
+  const bool is_plain = checks::has_memory(in.key) && (in.key.is_cpu() || in.key.numel() > 0);
+  return is_plain ? route_of(kForward, in.key, "key") : Route::kTorch;
 }
 
 void pool_into(const Arguments& in, const at::Tensor& core_key, const at::Tensor& core_value) {
-  const Arguments inputs = readable(in);
-  views::with_errors_of(in.function, [&] {
-    kernels::group_pool(kernel_inputs(inputs), {mutable_view(core_key), mutable_view(core_value)},
-                        torch_executor());
-  });
+  const Route route = route_for(in);
+  if (route == Route::kTorch) {
+    pooling::pool_torch(in, core_key, core_value);
+  } else {
+    pooling::pool_by_kernel(route, in, core_key, core_value);
+  }
 }
 
-Pooled pool_cpu(const Arguments& in) {
+Pooled pool_any(const Arguments& in) {
   check_arguments(in);
-  check_is_on_cpu(in);
   const auto [core_key, core_value] = new_results(in);
   pool_into(in, core_key, core_value);
   return {core_key, core_value};
@@ -189,23 +139,15 @@ Gradients backward_meta(const Arguments& in, const at::Tensor& grad_key,
   return new_gradients(in);
 }
 
-Gradients backward_cpu(const Arguments& in, const at::Tensor& grad_key,
+Gradients backward_any(const Arguments& in, const at::Tensor& grad_key,
                        const at::Tensor& grad_value) {
   check_backward(in, grad_key, grad_value);
-  check_is_on_cpu(in);
-  const Arguments inputs = readable(in);
-  const at::Tensor of_key = with_contiguous_rows(grad_key);
-  const at::Tensor of_value = with_contiguous_rows(grad_value);
-  const Gradients gradients = new_gradients(in);
-  const auto& [query, key, value] = gradients;
-  const kernels::TensorView query_view =
-      has_evaluator(in) ? mutable_view(query) : kernels::TensorView();
-  views::with_errors_of(in.function, [&] {
-    kernels::group_pool_backward(kernel_inputs(inputs),
-                                 {const_view(of_key), const_view(of_value), query_view,
-                                  mutable_view(key), mutable_view(value)},
-                                 torch_executor());
-  });
+  const Route route = route_for(in);
+  if (route == Route::kTorch) {
+    return pooling::pool_backward_torch(in, grad_key, grad_value);
+  }
+  Gradients gradients = new_gradients(in);
+  pooling::pool_backward_by_kernel(route, in, grad_key, grad_value, gradients);
   return gradients;
 }
 
@@ -237,7 +179,7 @@ std::optional<at::Tensor> optional_of(const at::Tensor& x) {
 Pooled call(const Arguments& in) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::group_pool", "")
-                             .typed<decltype(unpacked<pool_cpu>)>();
+                             .typed<decltype(unpacked<pool_any>)>();
   return op.call(optional_of(in.query), in.key, in.value, in.group, in.first, optional_of(in.start),
                  in.kind, in.per_kv_head, in.scale);
 }
@@ -246,7 +188,7 @@ Gradients call_backward(const Arguments& in, const at::Tensor& grad_key,
                         const at::Tensor& grad_value) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::group_pool_backward", "")
-                             .typed<decltype(unpacked_backward<backward_cpu>)>();
+                             .typed<decltype(unpacked_backward<backward_any>)>();
   return op.call(grad_key, grad_value, optional_of(in.query), in.key, in.value, in.group, in.first,
                  optional_of(in.start), in.kind, in.per_kv_head, in.scale);
 }
@@ -270,6 +212,13 @@ class GroupPool : public torch::autograd::Function<GroupPool> {
     return {core_key, core_value};
   }
 
+  // Of a query that is given and not looked at.
+  static at::Tensor zeros_of(const at::Tensor& query) {
+    return query.defined() && query.requires_grad()
+               ? at::zeros_symint(query.sym_sizes(), query.options())
+               : at::Tensor();
+  }
+
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grads) {
     if (!grads[0].defined() && !grads[1].defined()) {
@@ -290,7 +239,7 @@ class GroupPool : public torch::autograd::Function<GroupPool> {
       return grad.defined() ? grad : at::zeros_symint(core_shape(in), in.key.options());
     };
     const auto [query, key, value] = call_backward(in, defined(grads[0]), defined(grads[1]));
-    return {has_evaluator(in) ? query : at::Tensor(), key, value, at::Tensor()};
+    return {has_evaluator(in) ? query : zeros_of(saved[0]), key, value, at::Tensor()};
   }
 };
 
@@ -302,11 +251,12 @@ Pooled pool_autograd(const Arguments& in) {
 }
 
 // As attention: in autocast's dtype; float64 stays.
+template <c10::DeviceType kDevice>
 Pooled pool_autocast(const Arguments& in) {
-  const autocast::Guard<at::kCPU> guard;
+  const autocast::Guard<kDevice> guard;
   Arguments lower = in;
   for (at::Tensor* x : {&lower.query, &lower.key, &lower.value}) {
-    *x = autocast::lowered<at::kCPU>(*x);
+    *x = autocast::lowered<kDevice>(*x);
   }
   return call(lower);
 }
@@ -345,6 +295,11 @@ void check_core(const Arguments& in, const at::Tensor& core_key, const at::Tenso
   }
 }
 
+void register_any(torch::Library& m) {
+  m.impl(kForward, unpacked<pool_any>);
+  m.impl(kBackward, unpacked_backward<backward_any>);
+}
+
 }  // namespace
 
 GroupPoolResult group_pool(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -358,8 +313,8 @@ void group_pool_into(const at::Tensor& query, const at::Tensor& key, const at::T
                      const at::Tensor& core_value) {
   const Arguments in = arguments_of(kInto, query, key, value, options);
   check_arguments(in);
-  check_is_on_cpu(in);
   check_core(in, core_key, core_value);
+  const at::AutoDispatchBelowADInplaceOrView guard;
   pool_into(in, core_key, core_value);
   for (const at::Tensor* x : {&core_key, &core_value}) {
     if (!x->is_inference()) {
@@ -379,16 +334,11 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
 }
 
 // Every device, so that a tensor on another one is refused by name.
-TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
-  m.impl(kForward, unpacked<pool_cpu>);
-  m.impl(kBackward, unpacked_backward<backward_cpu>);
-}
+TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { register_any(m); }
 
 // Nested tensors would meet an error of their own; the checks refuse them.
-TORCH_LIBRARY_IMPL(paperlab, NestedTensorCPU, m) {
-  m.impl(kForward, unpacked<pool_cpu>);
-  m.impl(kBackward, unpacked_backward<backward_cpu>);
-}
+TORCH_LIBRARY_IMPL(paperlab, NestedTensorCPU, m) { register_any(m); }
+TORCH_LIBRARY_IMPL(paperlab, NestedTensorCUDA, m) { register_any(m); }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl(kForward, unpacked<pool_meta>);
@@ -400,6 +350,12 @@ TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl(kBackward, torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl(kForward, unpacked<pool_autocast>); }
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) {
+  m.impl(kForward, unpacked<pool_autocast<at::kCPU>>);
+}
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) {
+  m.impl(kForward, unpacked<pool_autocast<at::kCUDA>>);
+}
 
 }  // namespace paperlab::ops

@@ -34,19 +34,21 @@ struct GroupPoolResult {
 /// For group c, tokens t = f .. f + g - 1 with f = start + first + c g, and q the query of the last
 /// of them: w = softmax over t of (scale q . k_t), key = sum w_t k_t, value = sum w_t v_t.
 ///
-/// \param query  [B, H, T, D], float32, float64 or bfloat16, CPU, any strides: of the last T <= S
-///               tokens, among them the last of every group. "mean" and "max": absent or not read.
-///               D is 1..256.
+/// \param query  [B, H, T, D], float32, float64 or bfloat16 (CUDA: float16 too), any strides: of
+///               the last T <= S tokens, among them the last of every group. "mean" and "max":
+///               absent or not read. D is 1..256.
 /// \param key    [B, G, S, D], H % G == 0, dtype and device of query, any strides.
 /// \param value  [B, G, S, D], likewise.
 /// \return       new tensors; zeros for groups that a row with a later start does not complete.
 ///               Differentiable once with respect to query, key and value.
-/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above.
+/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above;
+/// starts
+///                          on CUDA devices are not looked at.
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::group_pool`, its gradient as `paperlab::group_pool_backward`; under
-/// autocast in autocast's dtype. Accumulates in float32 (float64 for float64). The same bits from
-/// run to run and for any number of threads; a group's do not depend on the other groups.
+/// autocast in autocast's dtype. Accumulates in float32 (float64 for float64). On the CPU the same
+/// bits from run to run and for any number of threads; a group's do not depend on the other groups.
 PAPERLAB_API GroupPoolResult group_pool(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value,
                                         const GroupPoolOptions& options = {});

@@ -17,6 +17,13 @@ inline at::Tensor with_contiguous_rows(const at::Tensor& x) {
   return !x.defined() || x.size(3) <= 1 || x.stride(3) == 1 ? x : x.contiguous();
 }
 
+// Whether a matrix has one stride of 1 and lines that do not lie on each other, as those of an
+// expanded one do.
+inline bool has_lines_apart(const at::Tensor& x) {
+  return (x.stride(1) == 1 && x.stride(0) >= x.size(1)) ||
+         (x.stride(0) == 1 && x.stride(1) >= x.size(0));
+}
+
 // The view of an absent tensor has no address, so that of an empty one needs some. An empty tensor
 // is contiguous whatever its strides.
 template <class Void>
@@ -44,7 +51,7 @@ inline kernels::TensorView mutable_view(const at::Tensor& x) {
 }
 
 // A kernel's message with the operator's name in front, as an error that is a ValueError or
-// TypeError in Python.
+// TypeError in Python; errors of a GPU stay what they are.
 template <class F>
 void with_errors_of(const char* function, F body) {
   const auto message = [function](const Error& error) {
@@ -54,6 +61,8 @@ void with_errors_of(const char* function, F body) {
   };
   try {
     body();
+  } catch (const CudaError&) {
+    throw;
   } catch (const DTypeError& error) {
     TORCH_CHECK_TYPE(false, message(error));
   } catch (const Error& error) {

@@ -11,11 +11,15 @@
 #include <cstdint>
 #include <optional>
 
+#include "kernels/common/backend.h"
+#include "kernels/gemm/cuda.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/tile.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
+#include "paperlab/ops/kernel_views_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -33,9 +37,7 @@ void check_like_x(const char* name, const at::Tensor& tensor, const at::Tensor& 
 // Shapes and dtypes, also of tensors without data.
 void check_arguments(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                   "linear: x must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype("linear", "x", x);
   check_like_x("x", x, x);
   TORCH_CHECK_VALUE(x.dim() >= 1, "linear: x must be [..., K], got a number");
   check_like_x("weight", weight, x);
@@ -60,18 +62,31 @@ struct Operand {
   at::Tensor copy;
 };
 
-// [R, K] with one stride of 1: x itself wherever possible.
+// [R, K] with one stride of 1: x itself wherever possible. On a GPU lines must not lie on each
+// other.
 Operand operand_of(const at::Tensor& x) {
   const auto sizes = x.sizes();
   const auto strides = x.strides();
-  if (x.dim() == 2 && (sizes[1] <= 1 || strides[1] == 1)) {
+  const bool is_matrix = x.dim() == 2 && (x.device().is_cpu() || views::has_lines_apart(x));
+  if (is_matrix && (sizes[1] <= 1 || strides[1] == 1)) {
     return {{x.const_data_ptr(), strides[0], 1}, {}};
   }
-  if (x.dim() == 2 && (sizes[0] <= 1 || strides[0] == 1)) {
+  if (is_matrix && (sizes[0] <= 1 || strides[0] == 1)) {
     return {{x.const_data_ptr(), 1, strides[1]}, {}};
   }
   const at::Tensor dense = x.contiguous();
   return {{dense.const_data_ptr(), sizes.back(), 1}, dense};
+}
+
+void multiply(Route route, const kernels::Gemm& problem, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::gemm(problem, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::gemm_cuda_workspace(problem),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::gemm_cuda(problem, {}, memory, context);
+            });
+  }
 }
 
 // From so many rows of bfloat16 on LibTorch's library, which multiplies pairs, is faster.
@@ -79,7 +94,7 @@ constexpr std::int64_t kFewBFloat16Rows = 12;
 static_assert(kFewBFloat16Rows <= kernels::kFewRows);
 
 bool is_left_to_torch(const at::Tensor& x, const at::Tensor& weight, std::int64_t num_rows) {
-  return x.scalar_type() == at::kBFloat16 &&
+  return x.device().is_cpu() && x.scalar_type() == at::kBFloat16 &&
          (num_rows > kFewBFloat16Rows || (weight.stride(1) != 1 && weight.size(1) > 1));
 }
 
@@ -87,17 +102,20 @@ at::Tensor forward_any(const at::Tensor& x, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias) {
   check_arguments(x, weight, bias);
   const std::int64_t num_rows = c10::multiply_integers(x.sizes().begin(), x.sizes().end() - 1);
-  if (!x.device().is_cpu() || is_left_to_torch(x, weight, num_rows)) {
+  const Route route = route_of("linear", x);
+  if (route == Route::kTorch || is_left_to_torch(x, weight, num_rows)) {
+    const autocast::Off guard;
     return at::linear(x, weight, bias).contiguous();
   }
   at::Tensor y = new_result(x, weight);
   const Operand a = operand_of(x);
   const Operand b = operand_of(weight);
   const at::Tensor dense_bias = bias.has_value() ? bias->contiguous() : at::Tensor();
-  kernels::gemm({kernel_dtype(x), num_rows, weight.size(0), weight.size(1), a.view, b.view,
-                 bias.has_value() ? dense_bias.const_data_ptr() : nullptr, y.mutable_data_ptr(),
-                 weight.size(0)},
-                torch_executor());
+  multiply(route,
+           {kernel_dtype(x), num_rows, weight.size(0), weight.size(1), a.view, b.view,
+            bias.has_value() ? dense_bias.const_data_ptr() : nullptr, y.mutable_data_ptr(),
+            weight.size(0)},
+           x);
   return y;
 }
 
@@ -195,7 +213,7 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
 }
 
-// Every device.
+// Every device, so that a tensor on another one is refused by name.
 TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { m.impl("linear", forward_any); }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) { m.impl("linear", forward_meta); }

@@ -13,12 +13,9 @@
 #include <string>
 #include <tuple>
 
-#include "kernels/gemm/gemm.h"
-#include "kernels/linear_cross_entropy/linear_cross_entropy.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
-#include "paperlab/ops/linear_cross_entropy_eager_internal.h"
-#include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/linear_cross_entropy_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -31,9 +28,7 @@ using kernels::Reduction;
 constexpr char kForward[] = "linear_cross_entropy";
 constexpr char kBackward[] = "linear_cross_entropy_backward";
 
-at::ScalarType statistics_of(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+at::ScalarType statistics_of(const at::Tensor& x) { return statistics_dtype(x.scalar_type()); }
 
 void check_place(const char* function, const char* name, const at::Tensor& tensor,
                  const at::Tensor& x) {
@@ -69,9 +64,7 @@ Reduction reduction_of(const char* function, c10::string_view name) {
 // Shapes and dtypes, also of tensors without data.
 void check_tensors(const char* function, const at::Tensor& x, const at::Tensor& weight,
                    const at::Tensor& target, const std::optional<at::Tensor>& bias) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
-                   ": x must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype(function, "x", x);
   check_like_x(function, "x", x, x);
   TORCH_CHECK_VALUE(x.dim() >= 1, function, ": x must be [..., D], got a number");
   check_like_x(function, "weight", weight, x);
@@ -95,56 +88,6 @@ void check_z_loss(const char* function, double z_loss) {
   TORCH_CHECK_VALUE(std::isfinite(z_loss) && z_loss >= 0.0, function,
                     ": z_loss must be finite and >= 0, got ", z_loss);
 }
-
-void refuse_target(const char* function, std::int64_t vocab_size, std::int64_t target) {
-  TORCH_CHECK_VALUE(false, function, ": target must be 0..", vocab_size - 1,
-                    " or ignore_index, got ", target);
-}
-
-// The arguments as the kernel reads them: contiguous, but weights lie where they are if they can.
-struct Arguments {
-  Arguments(const at::Tensor& of_x, const at::Tensor& of_weight, const at::Tensor& of_target,
-            const std::optional<at::Tensor>& of_bias)
-      : x(of_x.contiguous()),
-        weight(is_readable(of_weight) ? of_weight : of_weight.contiguous()),
-        target(of_target.contiguous()),
-        bias(of_bias.has_value() ? of_bias->contiguous() : at::Tensor()) {}
-
-  // float32 and float64 may be transposed.
-  static bool is_readable(const at::Tensor& weight) {
-    return weight.size(1) <= 1 || weight.stride(1) == 1 ||
-           (weight.stride(0) == 1 && weight.scalar_type() != at::kBFloat16);
-  }
-
-  kernels::LinearCrossEntropy problem(std::int64_t ignore_index, Reduction reduction,
-                                      double z_loss) const {
-    return {kernel_dtype(x),
-            target.numel(),
-            weight.size(1),
-            weight.size(0),
-            x.const_data_ptr(),
-            {weight.const_data_ptr(), weight.stride(0), weight.size(1) <= 1 ? 1 : weight.stride(1)},
-            bias.defined() ? bias.const_data_ptr() : nullptr,
-            target.const_data_ptr<std::int64_t>(),
-            ignore_index,
-            reduction,
-            z_loss};
-  }
-
-  void check_targets(const char* function, std::int64_t ignore_index) const {
-    const auto* values = target.const_data_ptr<std::int64_t>();
-    const std::int64_t bad =
-        kernels::first_bad_target(values, target.numel(), weight.size(0), ignore_index);
-    if (bad >= 0) {
-      refuse_target(function, weight.size(0), values[bad]);
-    }
-  }
-
-  at::Tensor x;
-  at::Tensor weight;
-  at::Tensor target;
-  at::Tensor bias;
-};
 
 c10::SymIntArrayRef loss_sizes(const at::Tensor& target, Reduction reduction) {
   return reduction == Reduction::kNone ? target.sym_sizes() : c10::SymIntArrayRef();
@@ -172,17 +115,15 @@ Results forward_any(const at::Tensor& x, const at::Tensor& weight, const at::Ten
   check_tensors(kForward, x, weight, target, bias);
   const Reduction reduction = reduction_of(kForward, reduction_name);
   check_z_loss(kForward, z_loss);
-  if (!x.device().is_cpu()) {
-    eager::check_targets(kForward, target, weight.size(0), ignore_index);
-    return eager::forward({x, weight, target, bias, ignore_index, reduction, z_loss});
+  const LinearCrossEntropyProblem problem = {x,         weight, target, bias, ignore_index,
+                                             reduction, z_loss};
+  const Route route = route_of(kForward, x);
+  check_targets(kForward, problem);
+  if (route == Route::kTorch) {
+    return eager::forward(problem);
   }
-  const Arguments arguments(x, weight, target, bias);
-  arguments.check_targets(kForward, ignore_index);
   Results results = new_results(x, target, reduction);
-  const auto& [loss, lse] = results;
-  kernels::linear_cross_entropy(arguments.problem(ignore_index, reduction, z_loss),
-                                {loss.mutable_data_ptr(), lse.mutable_data_ptr()}, kernels::gemm,
-                                torch_executor());
+  forward_by_kernels(route, problem, std::get<0>(results), std::get<1>(results));
   return results;
 }
 
@@ -195,10 +136,6 @@ void check_backward(const at::Tensor& grad_loss, const at::Tensor& x, const at::
   check_statistic("lse", lse, x, {target.sym_numel()});
 }
 
-void* data_of(const at::Tensor& gradient, bool is_wanted) {
-  return is_wanted ? gradient.mutable_data_ptr() : nullptr;
-}
-
 Gradients backward_any(const at::Tensor& grad_loss, const at::Tensor& x, const at::Tensor& weight,
                        const at::Tensor& target, const at::Tensor& lse,
                        const std::optional<at::Tensor>& bias, std::int64_t ignore_index,
@@ -206,22 +143,15 @@ Gradients backward_any(const at::Tensor& grad_loss, const at::Tensor& x, const a
   const Reduction reduction = reduction_of(kBackward, reduction_name);
   check_backward(grad_loss, x, weight, target, lse, bias, reduction, z_loss);
   Gradients gradients = new_gradients(x, weight, wanted, bias.has_value());
-  const auto& [grad_x, grad_weight, grad_bias] = gradients;
-  if (!x.device().is_cpu()) {
-    eager::check_targets(kBackward, target, weight.size(0), ignore_index);
-    eager::backward({x, weight, target, bias, ignore_index, reduction, z_loss}, grad_loss, lse,
-                    wanted, gradients);
-    return gradients;
+  const LinearCrossEntropyProblem problem = {x,         weight, target, bias, ignore_index,
+                                             reduction, z_loss};
+  const Route route = route_of(kForward, x);
+  check_targets(kBackward, problem);
+  if (route == Route::kTorch) {
+    eager::backward(problem, grad_loss, lse, wanted, gradients);
+  } else {
+    backward_by_kernels(route, problem, grad_loss, lse, wanted, gradients);
   }
-  const Arguments arguments(x, weight, target, bias);
-  arguments.check_targets(kBackward, ignore_index);
-  const at::Tensor dense_grad = grad_loss.contiguous();
-  const at::Tensor dense_lse = lse.contiguous();
-  kernels::linear_cross_entropy_backward(
-      arguments.problem(ignore_index, reduction, z_loss),
-      {dense_grad.const_data_ptr(), dense_lse.const_data_ptr(), data_of(grad_x, wanted[0]),
-       data_of(grad_weight, wanted[1]), data_of(grad_bias, wanted[2] && bias.has_value())},
-      kernels::gemm, torch_executor());
   return gradients;
 }
 
@@ -356,7 +286,7 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 }
 
-// Every device.
+// Every device, so that a tensor on another one is refused by name.
 TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
   m.impl("linear_cross_entropy", forward_any);
   m.impl("linear_cross_entropy_backward", backward_any);

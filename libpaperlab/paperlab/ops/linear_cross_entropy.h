@@ -27,7 +27,7 @@ struct LinearCrossEntropyResult {
 
 /// Returns lse - logits[target] of logits = x weight^T + bias, lse = ln sum e^logits, reduced.
 ///
-/// \param x       [..., D], float32, float64 or bfloat16, any strides; N rows.
+/// \param x       [..., D], float32, float64 or bfloat16 (CUDA: float16 too), any strides; N rows.
 /// \param weight  [V, D] with V >= 1, dtype and device of x, any strides; may be an embedding.
 /// \param target  [...] int64, 0..V-1 or ignore_index.
 /// \return        new tensors, float32 (float64 for float64). The loss is differentiable once with
@@ -41,7 +41,6 @@ struct LinearCrossEntropyResult {
 /// `paperlab::linear_cross_entropy_backward`; under autocast in autocast's dtype, as linear. On the
 /// CPU logits exist for chunks that fit into a cache, float32 and bfloat16 accumulate in float32,
 /// float64 in float64, and the bits are the same from run to run and for any number of threads.
-/// Other devices run LibTorch's operators on chunks of rows.
 PAPERLAB_API LinearCrossEntropyResult
 linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& target,
                      const LinearCrossEntropyOptions& options = {});

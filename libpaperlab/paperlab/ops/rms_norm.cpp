@@ -11,13 +11,19 @@
 #include <optional>
 #include <tuple>
 
+#include "kernels/common/backend.h"
+#include "kernels/rms_norm/cuda.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
+#include "paperlab/ops/row_forms_internal.h"
 
 namespace paperlab::ops {
 namespace {
+
+constexpr char kForward[] = "rms_norm";
 
 using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor>;
@@ -41,9 +47,7 @@ void check_sizes(const char* function, const char* name, const at::Tensor& x,
 // Shapes and dtypes, also of tensors without data.
 void check_arguments(const char* function, const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& residual) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
-                   ": x must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype(function, "x", x);
   check_tensor(function, "x", x, x);
   TORCH_CHECK_VALUE(x.dim() >= 1 && x.sym_size(-1) >= 1, function,
                     ": x must be [..., W] with W >= 1, got ", x.sym_sizes());
@@ -67,7 +71,7 @@ void check_backward(const at::Tensor& grad_y, const std::optional<at::Tensor>& g
   check_tensor(kFunction, "grad_y", grad_y, s);
   check_sizes(kFunction, "grad_y", grad_y, s.sym_sizes());
   check_sizes(kFunction, "inverse_rms", inverse_rms, s.sym_sizes().slice(0, s.dim() - 1));
-  const auto statistics = s.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto statistics = statistics_dtype(s.scalar_type());
   TORCH_CHECK_TYPE(inverse_rms.scalar_type() == statistics, kFunction, ": inverse_rms must be ",
                    statistics, ", got ", inverse_rms.scalar_type());
 }
@@ -75,7 +79,7 @@ void check_backward(const at::Tensor& grad_y, const std::optional<at::Tensor>& g
 at::Tensor new_like(const at::Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); }
 
 Results new_results(const at::Tensor& x, bool has_residual) {
-  const auto statistics = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto statistics = statistics_dtype(x.scalar_type());
   return {new_like(x), has_residual ? new_like(x) : at::empty({0}, x.options()),
           at::empty_symint(x.sym_sizes().slice(0, x.dim() - 1), x.options().dtype(statistics))};
 }
@@ -88,15 +92,37 @@ std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
   return x.has_value() ? std::optional(x->contiguous()) : std::nullopt;
 }
 
-void check_is_on_cpu(const at::Tensor& x) {
-  TORCH_CHECK_VALUE(x.device().is_cpu(), "rms_norm: x must be on the CPU, got ", x.device());
+// `like` is where the problem's memory lies.
+void run(Route route, const kernels::RmsNormForward& problem, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::rms_norm(problem, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::rms_norm_cuda_workspace(problem),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::rms_norm_cuda(problem, memory, context);
+            });
+  }
 }
 
-Results forward_cpu(const at::Tensor& x, const at::Tensor& weight,
+void run(Route route, const kernels::RmsNormBackward& problem, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::rms_norm_backward(problem, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::rms_norm_backward_cuda_workspace(problem),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::rms_norm_backward_cuda(problem, memory, context);
+            });
+  }
+}
+
+Results forward_any(const at::Tensor& x, const at::Tensor& weight,
                     const std::optional<at::Tensor>& residual, double eps) {
   check_arguments("rms_norm", x, weight, residual);
   check_eps(eps);
-  check_is_on_cpu(x);
+  const Route route = route_of(kForward, x);
+  if (route == Route::kTorch) {
+    return forms::rms_norm(x, weight, residual, eps);
+  }
   Results results = new_results(x, residual.has_value());
   if (x.numel() == 0) {
     return results;
@@ -105,19 +131,22 @@ Results forward_cpu(const at::Tensor& x, const at::Tensor& weight,
   const at::Tensor dense_x = x.contiguous();
   const at::Tensor dense_weight = weight.contiguous();
   const std::optional<at::Tensor> dense_residual = contiguous(residual);
-  kernels::rms_norm(
+  run(route,
       {kernel_dtype(x), x.numel() / x.size(-1), x.size(-1), eps, dense_x.const_data_ptr(),
        data_of(dense_residual), dense_weight.const_data_ptr(), y.mutable_data_ptr(),
        residual.has_value() ? sum.mutable_data_ptr() : nullptr, inverse_rms.mutable_data_ptr()},
-      torch_executor());
+      x);
   return results;
 }
 
-Gradients backward_cpu(const at::Tensor& grad_y, const std::optional<at::Tensor>& grad_sum,
+Gradients backward_any(const at::Tensor& grad_y, const std::optional<at::Tensor>& grad_sum,
                        const at::Tensor& s, const at::Tensor& weight,
                        const at::Tensor& inverse_rms) {
   check_backward(grad_y, grad_sum, s, weight, inverse_rms);
-  check_is_on_cpu(s);
+  const Route route = route_of(kForward, s);
+  if (route == Route::kTorch) {
+    return forms::rms_norm_backward(grad_y, grad_sum, s, weight, inverse_rms);
+  }
   Gradients gradients = {new_like(s), new_like(weight)};
   const auto& [grad_x, grad_weight] = gradients;
   const at::Tensor dense_grad = grad_y.contiguous();
@@ -125,11 +154,11 @@ Gradients backward_cpu(const at::Tensor& grad_y, const std::optional<at::Tensor>
   const at::Tensor dense_s = s.contiguous();
   const at::Tensor dense_weight = weight.contiguous();
   const at::Tensor dense_inverse = inverse_rms.contiguous();
-  kernels::rms_norm_backward(
+  run(route,
       {kernel_dtype(s), s.numel() / s.size(-1), s.size(-1), dense_grad.const_data_ptr(),
        data_of(dense_grad_sum), dense_s.const_data_ptr(), dense_weight.const_data_ptr(),
        dense_inverse.const_data_ptr(), grad_x.mutable_data_ptr(), grad_weight.mutable_data_ptr()},
-      torch_executor());
+      s);
   return gradients;
 }
 
@@ -151,7 +180,7 @@ Results call_forward(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& residual, double eps) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::rms_norm", "")
-                             .typed<decltype(forward_cpu)>();
+                             .typed<decltype(forward_any)>();
   return op.call(x, weight, residual, eps);
 }
 
@@ -160,7 +189,7 @@ Gradients call_backward(const at::Tensor& grad_y, const std::optional<at::Tensor
                         const at::Tensor& inverse_rms) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::rms_norm_backward", "")
-                             .typed<decltype(backward_cpu)>();
+                             .typed<decltype(backward_any)>();
   return op.call(grad_y, grad_sum, s, weight, inverse_rms);
 }
 
@@ -204,9 +233,10 @@ Results forward_autograd(const at::Tensor& x, const at::Tensor& weight,
   return {results[0], results[1], results[2]};
 }
 
+template <c10::DeviceType kDevice>
 Results forward_autocast(const at::Tensor& x, const at::Tensor& weight,
                          const std::optional<at::Tensor>& residual, double eps) {
-  const autocast::Guard<at::kCPU> guard;
+  const autocast::Guard<kDevice> guard;
   at::Tensor wide_x = x;
   at::Tensor wide_weight = weight;
   at::Tensor wide_residual = residual.value_or(at::Tensor());
@@ -236,8 +266,8 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
 
 // Every device, so that a tensor on another one is refused by name.
 TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
-  m.impl("rms_norm", forward_cpu);
-  m.impl("rms_norm_backward", backward_cpu);
+  m.impl("rms_norm", forward_any);
+  m.impl("rms_norm_backward", backward_any);
 }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
@@ -245,7 +275,9 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("rms_norm_backward", backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("rms_norm", forward_autocast); }
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("rms_norm", forward_autocast<at::kCPU>); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) { m.impl("rms_norm", forward_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("rms_norm", forward_autograd);

@@ -18,8 +18,9 @@ struct RmsNormResult {
 /// Normalizes the rows of x, or of x + residual, which is returned too: a decoder's stream goes on
 /// with it.
 ///
-/// \param x         [..., W] with W >= 1, float32, float64 or bfloat16, CPU, any strides.
-/// \param weight    [W], dtype of x, CPU.
+/// \param x         [..., W] with W >= 1, float32, float64 or bfloat16 (CUDA: float16 too), any
+///                  strides.
+/// \param weight    [W], dtype and device of x.
 /// \param residual  of x's shape and dtype; not defined: nothing is added.
 /// \param eps       finite, >= 0.
 /// \return          new tensors, differentiable once with respect to x, weight and residual.

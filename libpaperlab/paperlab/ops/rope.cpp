@@ -2,22 +2,23 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "kernels/common/backend.h"
+#include "kernels/rope/cuda.h"
 #include "kernels/rope/rope.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
+#include "paperlab/ops/row_forms_internal.h"
 
 namespace paperlab::ops {
 namespace {
 
-at::ScalarType table_dtype(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+at::ScalarType table_dtype(const at::Tensor& x) { return statistics_dtype(x.scalar_type()); }
 
 void check_table(const char* name, const at::Tensor& table, const at::Tensor& x) {
   TORCH_CHECK_TYPE(table.scalar_type() == table_dtype(x), "rope: ", name, " must be ",
@@ -30,9 +31,7 @@ void check_table(const char* name, const at::Tensor& table, const at::Tensor& x)
 
 // Shapes and dtypes, also of tensors without data.
 void check_arguments(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
-                   "rope: x must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype("rope", "x", x);
   TORCH_CHECK_VALUE(x.layout() == at::kStrided, "rope: x must be strided, got layout ", x.layout());
   TORCH_CHECK_VALUE(x.dim() == 4, "rope: x must be [B, T, H, D], got ", x.sym_sizes());
   check_table("cos", cos, x);
@@ -58,24 +57,13 @@ Halves halves(const at::Tensor& x, const at::Tensor& table) {
           x.narrow_symint(3, half, half).to(table.scalar_type())};
 }
 
-// Any device, of ATen's operators.
-at::Tensor forward_composed(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
-                            bool inverse) {
-  check_arguments(x, cos, sin);
-  const auto [low, high] = halves(x, cos);
-  const at::Tensor c = cos.unsqueeze(2);
-  const at::Tensor s = (inverse ? sin.neg() : sin).unsqueeze(2);
-  const c10::SymInt rotated = 2 * cos.sym_size(2);
-  return at::cat(
-             {(low * c - high * s).to(x.scalar_type()), (high * c + low * s).to(x.scalar_type()),
-              x.narrow_symint(3, rotated, x.sym_size(3) - rotated)},
-             3)
-      .contiguous();
-}
-
-at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+at::Tensor forward_any(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                        bool inverse) {
   check_arguments(x, cos, sin);
+  const Route route = route_of("rope", x);
+  if (route == Route::kTorch) {
+    return forms::rope(x, cos, sin, inverse);
+  }
   at::Tensor out = at::empty(x.sizes(), x.options());
   const at::Tensor heads = x.stride(3) == 1 ? x : x.contiguous();
   const at::Tensor dense_cos = cos.contiguous();
@@ -90,7 +78,12 @@ at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& cos, const at::Ten
     problem.x.size[d] = heads.size(d);
     problem.x.stride[d] = d == 3 ? 1 : heads.stride(d);
   }
-  kernels::rope(problem, out.mutable_data_ptr(), torch_executor());
+  if (route == Route::kCpu) {
+    kernels::rope(problem, out.mutable_data_ptr(), torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    const CudaCall cuda(x);
+    kernels::rope_cuda(problem, out.mutable_data_ptr(), cuda.context);
+  }
   return out;
 }
 
@@ -104,7 +97,7 @@ at::Tensor call_forward(const at::Tensor& x, const at::Tensor& cos, const at::Te
                         bool inverse) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::rope", "")
-                             .typed<decltype(forward_composed)>();
+                             .typed<decltype(forward_any)>();
   return op.call(x, cos, sin, inverse);
 }
 
@@ -183,10 +176,8 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
   m.def("rope(Tensor x, Tensor cos, Tensor sin, bool inverse=False) -> Tensor");
 }
 
-// Every device, so that a tensor of another layout is refused by name.
-TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { m.impl("rope", forward_composed); }
-
-TORCH_LIBRARY_IMPL(paperlab, CPU, m) { m.impl("rope", forward_cpu); }
+// Every device, so that a tensor on another one is refused by name.
+TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) { m.impl("rope", forward_any); }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) { m.impl("rope", forward_meta); }
 

@@ -8,10 +8,14 @@
 
 #include <tuple>
 
+#include "kernels/common/backend.h"
+#include "kernels/swiglu/cuda.h"
 #include "kernels/swiglu/swiglu.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
+#include "paperlab/ops/route_internal.h"
+#include "paperlab/ops/row_forms_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -33,16 +37,10 @@ void check_like_gate(const char* function, const char* name, const at::Tensor& x
 
 // Shapes and dtypes, also of tensors without data.
 void check_arguments(const char* function, const at::Tensor& gate, const at::Tensor& up) {
-  const auto dtype = gate.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, function,
-                   ": gate must be float32, float64 or bfloat16, got ", dtype);
+  check_kernel_dtype(function, "gate", gate);
   check_like_gate(function, "gate", gate, gate);
   TORCH_CHECK_VALUE(gate.dim() >= 1, function, ": gate must be [..., F], got a number");
   check_like_gate(function, "up", up, gate);
-}
-
-void check_is_on_cpu(const at::Tensor& x) {
-  TORCH_CHECK_VALUE(x.device().is_cpu(), "swiglu: gate must be on the CPU, got ", x.device());
 }
 
 at::Tensor new_like(const at::Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); }
@@ -62,14 +60,23 @@ kernels::Swiglu problem_of(const at::Tensor& gate, const at::Tensor& up) {
   return {kernel_dtype(gate), gate.size(0), gate.size(1), rows_of(gate), rows_of(up)};
 }
 
-at::Tensor forward_cpu(const at::Tensor& gate, const at::Tensor& up) {
+at::Tensor forward_any(const at::Tensor& gate, const at::Tensor& up) {
   check_arguments("swiglu", gate, up);
-  check_is_on_cpu(gate);
+  const Route route = route_of("swiglu", gate, "gate");
+  if (route == Route::kTorch) {
+    return forms::swiglu(gate, up);
+  }
   at::Tensor y = new_like(gate);
   if (gate.numel() > 0) {
     const at::Tensor gate_rows = as_rows(gate);
     const at::Tensor up_rows = as_rows(up);
-    kernels::swiglu(problem_of(gate_rows, up_rows), mutable_rows_of(y), torch_executor());
+    const kernels::Swiglu problem = problem_of(gate_rows, up_rows);
+    if (route == Route::kCpu) {
+      kernels::swiglu(problem, mutable_rows_of(y), torch_executor());
+    } else if constexpr (kernels::kHasCuda) {
+      const CudaCall cuda(gate);
+      kernels::swiglu_cuda(problem, mutable_rows_of(y), cuda.context);
+    }
   }
   return y;
 }
@@ -79,17 +86,26 @@ void check_backward(const at::Tensor& grad_y, const at::Tensor& gate, const at::
   check_like_gate("swiglu_backward", "grad_y", grad_y, gate);
 }
 
-Gradients backward_cpu(const at::Tensor& grad_y, const at::Tensor& gate, const at::Tensor& up) {
+Gradients backward_any(const at::Tensor& grad_y, const at::Tensor& gate, const at::Tensor& up) {
   check_backward(grad_y, gate, up);
-  check_is_on_cpu(gate);
+  const Route route = route_of("swiglu", gate, "gate");
+  if (route == Route::kTorch) {
+    return forms::swiglu_backward(grad_y, gate, up);
+  }
   Gradients gradients = {new_like(gate), new_like(gate)};
   if (gate.numel() > 0) {
     const at::Tensor grad_rows = as_rows(grad_y);
     const at::Tensor gate_rows = as_rows(gate);
     const at::Tensor up_rows = as_rows(up);
-    kernels::swiglu_backward(problem_of(gate_rows, up_rows), rows_of(grad_rows),
-                             mutable_rows_of(std::get<0>(gradients)),
-                             mutable_rows_of(std::get<1>(gradients)), torch_executor());
+    const kernels::Swiglu problem = problem_of(gate_rows, up_rows);
+    const kernels::MutableRows of_gate = mutable_rows_of(std::get<0>(gradients));
+    const kernels::MutableRows of_up = mutable_rows_of(std::get<1>(gradients));
+    if (route == Route::kCpu) {
+      kernels::swiglu_backward(problem, rows_of(grad_rows), of_gate, of_up, torch_executor());
+    } else if constexpr (kernels::kHasCuda) {
+      const CudaCall cuda(gate);
+      kernels::swiglu_backward_cuda(problem, rows_of(grad_rows), of_gate, of_up, cuda.context);
+    }
   }
   return gradients;
 }
@@ -107,14 +123,14 @@ Gradients backward_meta(const at::Tensor& grad_y, const at::Tensor& gate, const 
 at::Tensor call_forward(const at::Tensor& gate, const at::Tensor& up) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::swiglu", "")
-                             .typed<decltype(forward_cpu)>();
+                             .typed<decltype(forward_any)>();
   return op.call(gate, up);
 }
 
 Gradients call_backward(const at::Tensor& grad_y, const at::Tensor& gate, const at::Tensor& up) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paperlab::swiglu_backward", "")
-                             .typed<decltype(backward_cpu)>();
+                             .typed<decltype(backward_any)>();
   return op.call(grad_y, gate, up);
 }
 
@@ -141,8 +157,9 @@ at::Tensor forward_autograd(const at::Tensor& gate, const at::Tensor& up) {
   return Swiglu::apply(gate, up);
 }
 
+template <c10::DeviceType kDevice>
 at::Tensor forward_autocast(const at::Tensor& gate, const at::Tensor& up) {
-  const autocast::Guard<at::kCPU> guard;
+  const autocast::Guard<kDevice> guard;
   at::Tensor wide_gate = gate;
   at::Tensor wide_up = up;
   autocast::widen({&wide_gate, &wide_up});
@@ -165,8 +182,8 @@ TORCH_LIBRARY_FRAGMENT(paperlab, m) {
 
 // Every device, so that a tensor on another one is refused by name.
 TORCH_LIBRARY_IMPL(paperlab, CompositeExplicitAutograd, m) {
-  m.impl("swiglu", forward_cpu);
-  m.impl("swiglu_backward", backward_cpu);
+  m.impl("swiglu", forward_any);
+  m.impl("swiglu_backward", backward_any);
 }
 
 TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
@@ -174,7 +191,9 @@ TORCH_LIBRARY_IMPL(paperlab, Meta, m) {
   m.impl("swiglu_backward", backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("swiglu", forward_autocast); }
+TORCH_LIBRARY_IMPL(paperlab, AutocastCPU, m) { m.impl("swiglu", forward_autocast<at::kCPU>); }
+
+TORCH_LIBRARY_IMPL(paperlab, AutocastCUDA, m) { m.impl("swiglu", forward_autocast<at::kCUDA>); }
 
 TORCH_LIBRARY_IMPL(paperlab, Autograd, m) {
   m.impl("swiglu", forward_autograd);

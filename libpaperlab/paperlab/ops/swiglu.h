@@ -11,8 +11,8 @@ namespace paperlab::ops {
 
 /// silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 ///
-/// \param gate  any shape of at least one dimension, float32, float64 or bfloat16, CPU. Rows that
-///              are apart (halves of one product) are read where they lie.
+/// \param gate  any shape of at least one dimension, float32, float64 or bfloat16 (CUDA:
+///              float16 too). Rows that are apart (halves of one product) are read where they lie.
 /// \param up    shape, dtype and device of gate.
 /// \return      a new contiguous tensor of that shape and dtype, differentiable once with respect
 ///              to both.

@@ -3,6 +3,7 @@
 // without any.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DispatchKey.h>
 #include <c10/core/SymInt.h>
 #include <c10/util/Exception.h>
 
@@ -11,6 +12,12 @@
 namespace paperlab::ops::checks {
 
 using Shape = std::vector<c10::SymInt>;
+
+// Whether a kernel or a check of values may read x: not a meta tensor, nor one of a class written
+// in Python, such as a fake tensor, which operators alone understand.
+inline bool has_memory(const at::Tensor& x) {
+  return !x.is_meta() && !x.key_set().has(c10::DispatchKey::Python);
+}
 
 // Nothing else may be asked of a tensor before this.
 inline void check_is_plain(const char* function, const char* name, const at::Tensor& x) {

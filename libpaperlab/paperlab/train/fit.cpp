@@ -291,8 +291,9 @@ class Run {
 
   // The batch of a step, checked. Autograd keeps it, which it does not do in inference mode.
   at::Tensor batch_of(std::int64_t step) const {
-    const at::Tensor batch = callbacks_.batch(step);
-    check_batch(batch, step);
+    const at::Tensor given = callbacks_.batch(step);
+    check_batch(given, step);
+    const at::Tensor batch = given.to(trained_.front().value.device());
     return batch.is_inference() ? batch.clone() : batch;
   }
 
@@ -330,9 +331,8 @@ class Run {
                         source + "return at most max_position_embeddings + 1 (" +
                             std::to_string(config.max_positions + 1) + ") tokens a row",
                         std::to_string(batch.size(1)));
-    const auto [low, high] = at::aminmax(batch);
-    const auto bad = low.item<std::int64_t>() < 0 ? low : high;
-    const auto id = bad.item<std::int64_t>();
+    const auto [low, high] = at::aminmax(batch.cpu());
+    const auto id = (low.item<std::int64_t>() < 0 ? low : high).item<std::int64_t>();
     require<ValueError>(id >= 0 && id < config.vocab_size, kFunction,
                         source + "return tokens in 0..vocab_size - 1 (" +
                             std::to_string(config.vocab_size - 1) + ")",

@@ -4,6 +4,7 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -88,7 +89,9 @@ class SlotOptimizer : public Optimizer {
   std::vector<Slots> slots_;
 };
 
-at::Tensor zero_step() { return at::zeros({}, at::TensorOptions(at::kFloat)); }
+at::Tensor zero_step(const at::Device& device) {
+  return at::zeros({}, at::TensorOptions(at::kFloat).device(device));
+}
 
 class AdamW final : public SlotOptimizer {
  public:
@@ -117,7 +120,7 @@ class AdamW final : public SlotOptimizer {
   Slots new_slots(const at::Tensor& value) const override {
     return {{"exp_avg", at::zeros_like(value)},
             {"exp_avg_sq", at::zeros_like(value)},
-            {"step", zero_step()}};
+            {"step", zero_step(value.device())}};  // the operator reads it there
   }
 
  private:
@@ -185,11 +188,11 @@ class Adafactor final : public SlotOptimizer {
  protected:
   Slots new_slots(const at::Tensor& value) const override {
     if (value.dim() < 2) {
-      return {{"variance", at::zeros_like(value)}, {"step", zero_step()}};
+      return {{"variance", at::zeros_like(value)}, {"step", zero_step(at::kCPU)}};
     }
     return {{"column_variance", at::zeros_like(value.narrow(-2, 0, 1))},
             {"row_variance", at::zeros_like(value.narrow(-1, 0, 1))},
-            {"step", zero_step()}};
+            {"step", zero_step(at::kCPU)}};
   }
 
  private:
@@ -242,11 +245,17 @@ std::unique_ptr<Optimizer> make_optimizer(std::vector<Trained> parameters,
 
 double clip_gradients(const std::vector<at::Tensor>& gradients, double most) {
   const at::NoGradGuard no_grad;
-  double sum = 0.0;
+  std::vector<at::Tensor> norms;
+  norms.reserve(gradients.size());
   for (const at::Tensor& grad : gradients) {
-    const bool is_half = grad.scalar_type() == at::kBFloat16;
+    const bool is_half = grad.scalar_type() == at::kBFloat16 || grad.scalar_type() == at::kHalf;
     const auto type = is_half ? std::optional(at::kFloat) : std::nullopt;
-    const auto norm = at::linalg_vector_norm(grad, 2, {}, false, type).item<double>();
+    norms.push_back(at::linalg_vector_norm(grad, 2, {}, false, type).to(at::kDouble));
+  }
+  const at::Tensor all = norms.empty() ? at::zeros({0}, at::kDouble) : at::stack(norms).cpu();
+  double sum = 0.0;  // a device is waited for once
+  for (std::int64_t i = 0; i < all.numel(); ++i) {
+    const double norm = all.const_data_ptr<double>()[i];
     sum += norm * norm;
   }
   const double norm = std::sqrt(sum);

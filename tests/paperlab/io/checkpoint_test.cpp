@@ -144,6 +144,20 @@ TEST_F(CheckpointTest, ATensorThatItsShardLacksIsNamed) {
   expect_index_refused(R"({"weight_map":{"b":")" + shard + "\"}}", shard + ": has no tensor 'b'");
 }
 
+TEST_F(CheckpointTest, ATensorThatTheIndexHasElsewhereOrNotIsNamed) {
+  write({"a", "b", "c"}, 2);  // a and b in the first shard
+  const std::string first = "model-00001-of-00002.safetensors";
+  const std::string second = "model-00002-of-00002.safetensors";
+  expect_index_refused(R"({"weight_map":{"a":")" + first + R"(","c":")" + second + "\"}}",
+                       first + ": tensor 'b' must be as in ");
+  expect_index_refused(R"({"weight_map":{"a":")" + first + R"(","c":")" + second + "\"}}",
+                       "which does not list it");
+  std::filesystem::copy(directory_ + '/' + first, directory_ + "/more.safetensors");
+  const std::string both = R"({"weight_map":{"a":"more.safetensors","b":")" + first + "\"}}";
+  expect_index_refused(both, "more.safetensors: tensor 'b' must be as in ");
+  expect_index_refused(both, "which has it in " + directory_ + '/' + first);
+}
+
 TEST_F(CheckpointTest, IndexFilesThatLeadElsewhereOrAreMalformedAreRefused) {
   for (const char* name : {"../x", "/etc/passwd", "a/b", "..", ".", "", "a\\\\b", "a\\u0000"}) {
     expect_index_refused(R"({"weight_map":{"t":")" + std::string(name) + "\"}}",

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "paperlab/core/error.h"
@@ -229,6 +230,13 @@ TEST(MuddAnalysisTest, WhatCannotBeReadIsRefused) {
                ValueError);
   const MuddConfig hyper = tiny(Variant::kHyperConnections);
   EXPECT_THROW(adjacent_input_cosine(hyper, *model_of(hyper), tokens_of(2)), ValueError);
+  EXPECT_THROW(head_activation_ratio(config, *model, tokens_of(2), {-1, {}}), ValueError);
+  try {
+    rectified_connection_weights(hyper, *model_of(hyper), tokens_of(2));
+    FAIL();
+  } catch (const ValueError& error) {
+    EXPECT_TRUE(std::string(error.what()).starts_with("rectified_connection_weights: variant "));
+  }
 }
 
 }  // namespace

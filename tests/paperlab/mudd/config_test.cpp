@@ -101,7 +101,7 @@ const BadOption kBadOptions[] = {
     {"num_streams", [](MuddConfig& c) { c.num_streams = 0; }},
     {"ffn_round", [](MuddConfig& c) { c.ffn_round = 0; }},
     {"d_ff", [](MuddConfig& c) { c.ffn_reallocation = true, c.d_ff = 64; }},
-    {"1e15",
+    {"1e13",
      [](MuddConfig& c) {
        c.hidden_round = c.d_model = std::int64_t{1} << 30;
        c.head_dim = 16;

@@ -294,10 +294,10 @@ TEST(HfConfigTest, HostileValuesAreRefusedUnderTheirNames) {
 
 TEST(HfConfigTest, ProductsOfSizesAreBounded) {
   expect_refused(with(llama(), R"({"hidden_size": 2147483644, "vocab_size": 2147483647})"),
-                 "'hidden_size' must be part of a model of at most 1e15 parameters");
+                 "'hidden_size' must be part of a model of at most 1e13 parameters");
   expect_refused(with(llama(), R"({"num_attention_heads": 2147483646, "num_key_value_heads": 2,
                                    "head_dim": 2147483646})"),
-                 "at most 1e15 parameters");
+                 "at most 1e13 parameters");
 }
 
 TEST(HfConfigTest, LongValuesAreCutInMessages) {

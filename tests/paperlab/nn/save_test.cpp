@@ -8,10 +8,15 @@
 
 #include <csignal>
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "paperlab/core/error.h"
+#include "paperlab/io/file.h"
+#include "paperlab/nn/save.h"
 #include "tests/paperlab/nn/checkpoint_cases.h"
 
 namespace paperlab::nn {
@@ -202,6 +207,49 @@ TEST_F(SaveTest, FilesAndDirectoriesThatAreNotThereAreNamed) {
   fs::create_directories(scratch_ / "out/config.json");
   PAPERLAB_EXPECT_THROW(save(onto_file), IoError, "out/config.json: Is a directory");
   EXPECT_FALSE(scratch_.has("out/model.safetensors"));
+}
+
+class OtherFormat final : public WeightFiles {
+ public:
+  explicit OtherFormat(std::string path) : path_(std::move(path)) {}
+
+  void write(const std::map<std::string, at::Tensor>& tensors) override {
+    file_.emplace(path_, 1);
+    num_tensors_ = tensors.size();
+    if (fails) {
+      throw IoError(path_ + ": no");
+    }
+    file_->write(0, "x", 1);
+  }
+  void finish() override { file_->finish(); }
+  void discard() noexcept override { file_.reset(); }
+
+  std::size_t num_tensors() const { return num_tensors_; }
+
+  bool fails = false;
+
+ private:
+  std::string path_;
+  std::optional<io::AtomicFile> file_;
+  std::size_t num_tensors_ = 0;
+};
+
+TEST_F(SaveTest, WeightsMayBeInAnotherFormat) {
+  SaveRequest other = request(scratch_ / "in");
+  other.directory = scratch_ / "new/deep";
+  OtherFormat files(scratch_ / "new/deep/weights");
+  files.fails = true;
+  PAPERLAB_EXPECT_THROW(save(other, files), IoError, "weights: no");
+  EXPECT_FALSE(scratch_.has("new"));
+  files.fails = false;
+  save(other, files);
+  EXPECT_EQ(files.num_tensors(), tensors_.size());
+  std::vector<std::string> names;
+  for (const auto& [name, bytes] : contents(scratch_ / "new/deep")) {
+    names.push_back(name);
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"config.json", "generation_config.json", "merges.txt",
+                                             "tokenizer.json", "weights"}));
 }
 
 TEST_F(SaveTest, WithoutPermissionNothingChanges) {

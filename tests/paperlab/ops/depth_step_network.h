@@ -126,6 +126,32 @@ struct Case {
 
 inline void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
 
+inline std::vector<Case> all_cases() {
+  return {Case{.name = "mudd"},
+          Case{.name = "tanh", .gelu = "tanh"},
+          Case{.name = "linear", .lies_as_linear = true},
+          Case{.name = "linear_decode", .batch = 1, .length = 1, .lies_as_linear = true},
+          Case{.name = "one_way", .ways = 1},
+          Case{.name = "two_ways", .ways = 2},
+          Case{.name = "three_ways", .ways = 3},
+          Case{.name = "dilation", .dilation = 2},
+          Case{.name = "window", .window = 2},
+          Case{.name = "period", .dilation = 2, .period = 2},
+          Case{.name = "static", .kind = Kind::kStatic},
+          Case{.name = "given", .kind = Kind::kGiven},
+          Case{.name = "given_window", .window = 1, .kind = Kind::kGiven},
+          Case{.name = "none", .kind = Kind::kNone},
+          Case{.name = "newest", .uses_newest = true},
+          Case{.name = "newest_period", .period = 3, .uses_newest = true},
+          Case{.name = "newest_none", .kind = Kind::kNone, .uses_newest = true},
+          Case{.name = "sum", .has_delta = false, .uses_newest = true},
+          Case{.name = "decode", .batch = 1, .length = 1},
+          Case{.name = "odd", .batch = 3, .length = 7, .width = 37},
+          Case{.name = "narrow", .width = 1},
+          Case{.name = "no_batch", .batch = 0},
+          Case{.name = "no_tokens", .length = 0, .kind = Kind::kStatic}};
+}
+
 constexpr std::int64_t kPushes = 6;
 
 inline Sources sources_of(const Case& test, std::int64_t newest) {

@@ -42,9 +42,9 @@ class KVCache:
     def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Appends t >= 0 tokens and returns their attention [B, H, t, D]; any number of calls.
 
-        q: [B, H, t, D], float32, float64 or bfloat16, CPU, any strides, rotated; k, v:
+        q: [B, H, t, D], float32, float64 or bfloat16, any strides, rotated; k, v:
         [B, G, t, D], H % G == 0, of q's dtype; or arrays. The first call with tokens fixes B, H, G,
-        D and the dtype.
+        D, the dtype and the device.
 
         Raises ValueError if a shape, device or layout is not as above or not as in the first call,
         TypeError for a dtype or type; nothing has changed then.

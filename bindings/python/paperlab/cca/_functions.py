@@ -59,7 +59,7 @@ def attention(
     Query i = 1..T sees core tokens 1..j(i), j(i) = max(0, floor((i - s) / g)), one for each group
     of g tokens, and raw tokens g j(i) + 1..i: every token up to i once.
 
-    q: [B, H, T, D], float32, float64 or bfloat16, CPU, any strides, rotated; D in 1..256.
+    q: [B, H, T, D], float32, float64 or bfloat16, any strides, rotated; D in 1..256.
     k, v: [B, G, T, D], H % G == 0, of q's dtype and device, any strides; k rotated. T may be 0.
     group_size: g >= 1. window: s >= 0.
     pooling: of a group's keys and values: "attention" (weighted by the softmax of the group's last

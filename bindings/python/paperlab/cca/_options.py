@@ -58,7 +58,7 @@ def choice(function: str, name: str, value: object) -> str:
         )
     if value not in _CHOICES[name]:
         known = ", ".join(f'"{text}"' for text in _CHOICES[name])
-        raise ValueError(f"{function}: {name} must be one of {known}, got {value!a:.60}")
+        raise ValueError(f"{function}: {name} must be one of {known}, got {value!r:.60}")
     return value
 
 

@@ -11,14 +11,15 @@ any number of threads.
 from typing import Any, Literal, overload
 
 import torch
+from torch import Tensor
 
 from paperlab import _arguments
 from paperlab.cca import _options
 
 __all__ = ["a_shape", "full", "lm_infinite", "sliding_window", "streaming_llm", "vertical_slash"]
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Result = torch.Tensor | Pair
+Pair = tuple[Tensor, Tensor]
+Result = Tensor | Pair
 
 
 def _checked(
@@ -47,25 +48,14 @@ def _result(results: Pair, return_lse: bool) -> Result:
 
 
 @overload
-def full(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    return_lse: Literal[False] = False,
-) -> torch.Tensor: ...
+def full(q: Tensor, k: Tensor, v: Tensor, return_lse: Literal[False] = False) -> Tensor: ...
 
 
 @overload
-def full(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    return_lse: Literal[True],
-) -> Pair: ...
+def full(q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True]) -> Pair: ...
 
 
-def full(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool = False) -> Result:
+def full(q: Tensor, k: Tensor, v: Tensor, return_lse: bool = False) -> Result:
     """Returns causal attention to all tokens t <= r."""
     _checked("full", (q, k, v), return_lse, {})
     return _result(torch.ops.paperlab.cca_full(q, k, v), return_lse)
@@ -73,27 +63,18 @@ def full(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool = F
 
 @overload
 def sliding_window(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    window: int,
-    return_lse: Literal[False] = False,
-) -> torch.Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, window: int, return_lse: Literal[False] = False
+) -> Tensor: ...
 
 
 @overload
 def sliding_window(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    window: int,
-    *,
-    return_lse: Literal[True],
+    q: Tensor, k: Tensor, v: Tensor, window: int, *, return_lse: Literal[True]
 ) -> Pair: ...
 
 
 def sliding_window(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, return_lse: bool = False
+    q: Tensor, k: Tensor, v: Tensor, window: int, return_lse: bool = False
 ) -> Result:
     """Returns attention to tokens 0 <= r - t < window; window >= 1."""
     (window,) = _checked("sliding_window", (q, k, v), return_lse, {"window": (window, 1)})
@@ -102,21 +83,21 @@ def sliding_window(
 
 @overload
 def streaming_llm(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     sinks: int = 4,
     recent: int = 512,
     rope_base: float = 10000.0,
     return_lse: Literal[False] = False,
-) -> torch.Tensor: ...
+) -> Tensor: ...
 
 
 @overload
 def streaming_llm(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     sinks: int = 4,
     recent: int = 512,
     rope_base: float = 10000.0,
@@ -126,9 +107,9 @@ def streaming_llm(
 
 
 def streaming_llm(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     sinks: int = 4,
     recent: int = 512,
     rope_base: float = 10000.0,
@@ -152,22 +133,22 @@ def streaming_llm(
 
 @overload
 def lm_infinite(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     global_tokens: int = 10,
     local: int = 4096,
     limit: int = 4096,
     rope_base: float = 10000.0,
     return_lse: Literal[False] = False,
-) -> torch.Tensor: ...
+) -> Tensor: ...
 
 
 @overload
 def lm_infinite(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     global_tokens: int = 10,
     local: int = 4096,
     limit: int = 4096,
@@ -178,9 +159,9 @@ def lm_infinite(
 
 
 def lm_infinite(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     global_tokens: int = 10,
     local: int = 4096,
     limit: int = 4096,
@@ -209,34 +190,18 @@ def lm_infinite(
 
 @overload
 def a_shape(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    initial: int,
-    local: int,
-    return_lse: Literal[False] = False,
-) -> torch.Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, initial: int, local: int, return_lse: Literal[False] = False
+) -> Tensor: ...
 
 
 @overload
 def a_shape(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    initial: int,
-    local: int,
-    *,
-    return_lse: Literal[True],
+    q: Tensor, k: Tensor, v: Tensor, initial: int, local: int, *, return_lse: Literal[True]
 ) -> Pair: ...
 
 
 def a_shape(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    initial: int,
-    local: int,
-    return_lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, initial: int, local: int, return_lse: bool = False
 ) -> Result:
     """Returns attention to the first `initial` tokens and to 0 <= r - t < local.
 
@@ -251,34 +216,18 @@ def a_shape(
 
 @overload
 def vertical_slash(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    vertical: int,
-    slash: int,
-    return_lse: Literal[False] = False,
-) -> torch.Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, vertical: int, slash: int, return_lse: Literal[False] = False
+) -> Tensor: ...
 
 
 @overload
 def vertical_slash(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    vertical: int,
-    slash: int,
-    *,
-    return_lse: Literal[True],
+    q: Tensor, k: Tensor, v: Tensor, vertical: int, slash: int, *, return_lse: Literal[True]
 ) -> Pair: ...
 
 
 def vertical_slash(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    vertical: int,
-    slash: int,
-    return_lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, vertical: int, slash: int, return_lse: bool = False
 ) -> Result:
     """Returns attention to the columns t and diagonals r - t that the last queries attend to most.
 

@@ -1,7 +1,7 @@
 """`paperlab.ops.attention` and `paperlab.cca.attention` in models of Hugging Face transformers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -102,23 +102,41 @@ def _attention(
     """Attention of query [B, H, T, D] to key and value [B, G, S, D]: ([B, T, H, D], None)."""
     _refuse_other_attention(module, dropout, kwargs)
     if attention_mask is None:
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        keys = _keys_without_mask(query.size(2), key.size(2), bool(causal))
+        keys = _keys_without_mask(query.size(2), key.size(2), _is_causal(module, is_causal))
     else:
         keys = _keys_of_mask(attention_mask, query.size(0), query.size(2), key.size(2))
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return ops.attention(
+            q,
+            k,
+            v,
+            causal=keys.causal,
+            window=keys.window,
+            scale=scaling,
+            key_start=keys.start,
+            key_end=keys.end,
+        )
+
+    return _attended(attend, query, key, value, keys)
+
+
+def _is_causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _attended(
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: "_Keys",
+) -> tuple[torch.Tensor, None]:
+    """What transformers wants of attend(q, k, v) [B, H, T, D], by the keys that are in use."""
     value_dim, missing = value.size(3), query.size(3) - value.size(3)
     if missing > 0:  # the operator has one head size
         value = torch.nn.functional.pad(value, (0, missing))
-    out = ops.attention(
-        query,
-        key[:, :, : keys.num_keys],
-        value[:, :, : keys.num_keys],
-        causal=keys.causal,
-        window=keys.window,
-        scale=scaling,
-        key_start=keys.start,
-        key_end=keys.end,
-    )
+    out = attend(query, key[:, :, : keys.num_keys], value[:, :, : keys.num_keys])
     return out[..., :value_dim].transpose(1, 2).contiguous(), None
 
 
@@ -283,22 +301,13 @@ def _cca_attention(
         raise ValueError(f"paperlab cca attention: {type(module).__name__} must have a config")
     given = {name: getattr(config, f"cca_{name}", default) for name, default in _CCA.items()}
     settings = cca_options("paperlab cca attention", boundary="exact", **given)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    keys = _causal_keys(query, key, attention_mask, bool(causal))
+    keys = _causal_keys(query, key, attention_mask, _is_causal(module, is_causal))
     _refuse_window(_own_window(module, config, kwargs), keys, query.size(2))
-    value_dim, missing = value.size(3), query.size(3) - value.size(3)
-    if missing > 0:  # the operator has one head size
-        value = torch.nn.functional.pad(value, (0, missing))
-    out = _core.cca_attention_of_rows(
-        query,
-        key[:, :, : keys.num_keys],
-        value[:, :, : keys.num_keys],
-        settings,
-        keys.start,
-        keys.end,
-        scaling,
-    )
-    return out[..., :value_dim].transpose(1, 2).contiguous(), None
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return _core.cca_attention_of_rows(q, k, v, settings, keys.start, keys.end, scaling)
+
+    return _attended(attend, query, key, value, keys)
 
 
 def _causal_keys(

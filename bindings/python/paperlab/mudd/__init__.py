@@ -3,6 +3,7 @@
 Source: Xiao, Meng, Li, Yuan, "MUDDFormer", ICML 2025, arXiv:2502.12170.
 """
 
+from paperlab.mudd import analysis
 from paperlab.mudd._complexity import complexity, reallocated_ffn_dims
 from paperlab.mudd._functions import connection_weights, depth_aggregate
 from paperlab.mudd._model import MuddFormer, Trace
@@ -13,6 +14,7 @@ __all__ = [
     "DepthAggregate",
     "MuddFormer",
     "Trace",
+    "analysis",
     "complexity",
     "connection_weights",
     "depth_aggregate",

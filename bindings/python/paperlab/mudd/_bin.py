@@ -1,15 +1,24 @@
 """Weights in torch's own format: pytorch_model.bin, or shards with pytorch_model.bin.index.json."""
 
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_SHARD = "pytorch_model-{:05d}-of-{:05d}.bin"
+# Files that readers may take for weights: what is not written anew is removed.
+_WEIGHTS = re.compile(
+    r"pytorch_model(-[0-9]+-of-[0-9]+)?\.bin|pytorch_model\.bin\.index\.json"
+    r"|model(-[0-9]+-of-[0-9]+)?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 def find_bin(folder: Path) -> Path | None:
@@ -115,3 +124,128 @@ def _tensor(file: Path, name: str, value: object) -> torch.Tensor:
     else:
         return value.detach()
     raise ValueError(f"{file}: '{name:.200}' must be a dense tensor with data, got {got}")
+
+
+class BinFiles:
+    """Weight files to write: first under temporary names, then under their own.
+
+    folder: must be there. max_shard_bytes: of a file's tensors; a larger tensor has its own file.
+    """
+
+    def __init__(self, folder: Path, max_shard_bytes: int) -> None:
+        self._folder = folder
+        self._max_shard_bytes = max_shard_bytes
+        self._names: list[str] = []
+        self._pending: list[Path] = []
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes all tensors, and the index where one file does not hold them, to the disk.
+
+        Raises OSError naming the file; `discard` is to be called then.
+        """
+        shards = _shards(tensors, self._max_shard_bytes)
+        total = len(shards)
+        names = [_SHARD.format(i + 1, total) if total > 1 else _SINGLE for i in range(total)]
+        for name, shard in zip(names, shards, strict=True):
+            with self._new_file(name) as file:
+                _save({key: _dense(tensors[key]) for key in shard}, file)
+        if total > 1:
+            file_of = {key: n for n, shard in zip(names, shards, strict=True) for key in shard}
+            size = sum(value.nbytes for value in tensors.values())
+            index = {"metadata": {"total_size": size}, "weight_map": file_of}
+            with self._new_file(_INDEX) as file:
+                file.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+    def finish(self) -> None:
+        """Gives the files their names and removes other weights, which could be read instead."""
+        for name in self._names:
+            temporary = self._folder / f"{name}.tmp"
+            os.replace(temporary, self._folder / name)
+            self._pending.remove(temporary)
+        for path in list(self._folder.iterdir()):
+            if _WEIGHTS.fullmatch(path.name) and path.name not in self._names:
+                path.unlink()
+
+    def discard(self) -> None:
+        """Removes the files that still have temporary names."""
+        for path in self._pending:
+            path.unlink(missing_ok=True)
+        self._pending.clear()
+
+    def _new_file(self, name: str) -> "_NewFile":
+        path = self._folder / name
+        if path.exists() and not path.is_file():
+            raise _error_at(path, errno.EISDIR if path.is_dir() else errno.EEXIST)
+        self._names.append(name)
+        self._pending.append(self._folder / f"{name}.tmp")
+        return _NewFile(self._pending[-1], path)
+
+
+class _NewFile:
+    """A file that is on disk when the `with` ends; errors of the system name `shown`."""
+
+    def __init__(self, path: Path, shown: Path) -> None:
+        self._path = path
+        self._shown = shown
+        self._error: OSError | None = None
+
+    def __enter__(self) -> "_NewFile":
+        try:
+            self._file: BinaryIO = self._path.open("wb")
+        except OSError as error:
+            raise _error_at(self._shown, error.errno) from None
+        return self
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = error  # torch makes another one of it
+            raise
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._error = error
+            raise
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as failed:
+            self._error = self._error or failed
+        if self._error is not None and (error is None or isinstance(error, Exception)):
+            raise _error_at(self._shown, self._error.errno) from None
+
+
+def _error_at(path: Path, code: int | None) -> OSError:
+    number = code or errno.EIO
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _save(tensors: dict[str, torch.Tensor], file: _NewFile) -> None:
+    torch.save(tensors, file)  # type: ignore[arg-type]
+
+
+def _shards(tensors: Mapping[str, torch.Tensor], max_bytes: int) -> list[list[str]]:
+    """The names of each shard, in order; one shard where there are no tensors."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, value in tensors.items():
+        if shards[-1] and filled + value.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += value.nbytes
+    return shards
+
+
+def _dense(value: torch.Tensor) -> torch.Tensor:
+    """The tensor on the CPU with memory of its own: torch.save writes all memory of a view."""
+    dense = value.detach().cpu().resolve_neg().contiguous()
+    is_part = dense.untyped_storage().nbytes() != dense.nbytes
+    return dense.clone() if is_part else dense

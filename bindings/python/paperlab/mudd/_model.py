@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core, nn
-from paperlab.mudd._bin import find_bin, read_bin
+from paperlab.mudd._bin import BinFiles, find_bin, read_bin
 
 _LARGEST = 2**31 - 1
 
@@ -148,6 +148,27 @@ class MuddFormer(nn.Decoder):
         tensors = read_bin(file)
         values = list(tensors.values())
         return cls._of(_core.mudd_of_tensors(path, str(file), list(tensors), values, name))
+
+    def save_pretrained(
+        self,
+        directory: nn.Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Writes a directory in the published layout, which `from_pretrained` reads back.
+
+        safe_serialization: model.safetensors; False: pytorch_model.bin, as `torch.save` writes it,
+        for `torch.load(weights_only=True)`; safetensors in the directory are removed then, because
+        readers prefer them. max_shard_size and the rest: as `paperlab.nn.Decoder.save_pretrained`.
+        """
+        if _arguments.boolean("save_pretrained", "safe_serialization", safe_serialization):
+            super().save_pretrained(directory, max_shard_size=max_shard_size)
+            return
+        path = os.fsdecode(_arguments.directory("save_pretrained", directory))
+        size = _arguments.num_bytes("save_pretrained", "max_shard_size", max_shard_size)
+        self.bind()
+        self.core.save_with(path, BinFiles(Path(path), size))
 
     @classmethod
     def _of(cls, core: _core.Decoder) -> Self:

@@ -16,6 +16,7 @@ from paperlab.mudd._functions import (
 __all__ = ["ConnectionWeightGenerator", "DepthAggregate"]
 
 _LARGEST = 2**31 - 1
+_MOST_WEIGHTS = 2**44  # their bytes fit into the addresses of a process
 
 
 class ConnectionWeightGenerator(torch.nn.Module):
@@ -26,7 +27,8 @@ class ConnectionWeightGenerator(torch.nn.Module):
     first every stream is the newest state.
     d_model: D. num_sources: J. ways: C. eps, gelu: as in `connection_weights`.
 
-    Raises ValueError or TypeError if an argument is not as above.
+    Raises ValueError or TypeError if an argument is not as above, or there are more than 2^44
+    weights.
     Source: MUDDFormer (Xiao et al., ICML 2025, arXiv:2502.12170), Eq. (6).
     """
 
@@ -121,8 +123,13 @@ class DepthAggregate(torch.nn.Module):
 
 
 def _sizes(name: str, d_model: int, num_sources: int, ways: int) -> tuple[int, int, int]:
-    return (
-        _arguments.integer(name, "d_model", d_model, 1, _LARGEST),
-        _arguments.integer(name, "num_sources", num_sources, 1, _LARGEST),
-        _arguments.integer(name, "ways", ways, 1, _LARGEST),
-    )
+    width = _arguments.integer(name, "d_model", d_model, 1, _LARGEST)
+    sources = _arguments.integer(name, "num_sources", num_sources, 1, _LARGEST)
+    count = _arguments.integer(name, "ways", ways, 1, _LARGEST)
+    hidden = count * sources
+    if hidden * (width + hidden) > _MOST_WEIGHTS:
+        raise ValueError(
+            f"{name}: d_model, num_sources and ways must make at most 2^44 weights, got "
+            f"{width}, {sources} and {count}"
+        )
+    return width, sources, count

@@ -1,10 +1,13 @@
-#include "paperlab/ops/attention_cpu_internal.h"
+#include "paperlab/ops/attention_kernels_internal.h"
 
 #include <ATen/ops/empty.h>
 
 #include <cmath>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/cuda.h"
+#include "kernels/common/backend.h"
+#include "paperlab/ops/attention_torch_internal.h"
 #include "paperlab/ops/kernel_views_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -54,15 +57,8 @@ kernels::KeyRule pattern_of(const AttentionArguments& in) {
                              : kernels::KeyRule::sinks(in.prefix_key.size(2), window);
 }
 
-kernels::KeyRule rule_of(const AttentionArguments& in) {
-  kernels::KeyRule rule = pattern_of(in);
-  rule.num_past = in.num_past.expect_int();
-  return rule;
-}
-
 // Views of `in`, which must be readable and outlive them.
 kernels::AttentionInputs kernel_inputs(const AttentionArguments& in) {
-  const double scale = in.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.query.size(3))));
   return {const_view(in.query),
           const_view(in.key),
           const_view(in.value),
@@ -72,12 +68,7 @@ kernels::AttentionInputs kernel_inputs(const AttentionArguments& in) {
           key_bound(in.key_start),
           key_bound(in.key_end),
           rule_of(in),
-          scale};
-}
-
-void check_is_on_cpu(const AttentionArguments& in) {
-  TORCH_CHECK_VALUE(in.query.device().is_cpu(), in.function, ": query must be on the CPU, got ",
-                    in.query.device());
+          scale_of(in)};
 }
 
 // Views of the gradients; those of inputs that are absent are absent.
@@ -97,18 +88,17 @@ at::Tensor new_gradient(const at::Tensor& input, const at::Tensor& query) {
                          : at::empty({0}, query.options());
 }
 
-AttentionResults computed(const AttentionArguments& in) {
-  check_is_on_cpu(in);
-  const AttentionArguments inputs = readable(in);
-  AttentionResults results = new_results(in);
-  const kernels::AttentionOutputs outputs = {mutable_view(std::get<0>(results)),
-                                             std::get<1>(results).mutable_data_ptr()};
-  with_errors_of(in.function,
-                 [&] { kernels::attention(kernel_inputs(inputs), outputs, torch_executor()); });
-  return results;
+}  // namespace
+
+kernels::KeyRule rule_of(const AttentionArguments& in) {
+  kernels::KeyRule rule = pattern_of(in);
+  rule.num_past = in.num_past.expect_int();
+  return rule;
 }
 
-}  // namespace
+double scale_of(const AttentionArguments& in) {
+  return in.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.query.size(3))));
+}
 
 AttentionResults new_results(const AttentionArguments& in) {
   const c10::SymIntArrayRef sizes = in.query.sym_sizes();
@@ -123,21 +113,29 @@ AttentionGradients new_gradients(const AttentionArguments& in) {
           new_gradient(in.prefix_key, in.query), new_gradient(in.prefix_value, in.query)};
 }
 
-AttentionResults attention_cpu(const AttentionArguments& in) {
-  check_arguments(in);
-  return computed(in);
+AttentionResults attention_by_kernels(const AttentionArguments& in, Route route) {
+  const AttentionArguments inputs = readable(in);
+  AttentionResults results = new_results(in);
+  const kernels::AttentionOutputs outputs = {mutable_view(std::get<0>(results)),
+                                             std::get<1>(results).mutable_data_ptr()};
+  const kernels::AttentionInputs problem = kernel_inputs(inputs);
+  with_errors_of(in.function, [&] {
+    if (route == Route::kCpu) {
+      kernels::attention(problem, outputs, torch_executor());
+    } else if constexpr (kernels::kHasCuda) {
+      check_key_ranges(in);
+      on_cuda(in.query, kernels::attention_cuda_workspace(problem),
+              [&](void* memory, const kernels::Context& context) {
+                kernels::attention_cuda(problem, outputs, memory, context);
+              });
+    }
+  });
+  return results;
 }
 
-AttentionResults attention_decode_cpu(const AttentionArguments& in) {
-  check_decode_arguments(in);
-  return computed(in);
-}
-
-AttentionGradients attention_backward_cpu(const AttentionArguments& in,
-                                          const AttentionBackwardArguments& backward) {
-  check_arguments(in);
-  check_backward_arguments(in, backward);
-  check_is_on_cpu(in);
+AttentionGradients attention_backward_by_kernels(const AttentionArguments& in,
+                                                 const AttentionBackwardArguments& backward,
+                                                 Route route) {
   const AttentionArguments inputs = readable(in);
   const at::Tensor grad_out = with_contiguous_rows(backward.grad_out);
   const at::Tensor out = with_contiguous_rows(backward.out);
@@ -145,12 +143,21 @@ AttentionGradients attention_backward_cpu(const AttentionArguments& in,
   const at::Tensor grad_lse =
       backward.grad_lse.defined() ? backward.grad_lse.contiguous() : at::Tensor();
   AttentionGradients gradients = new_gradients(in);
+  const kernels::AttentionInputs problem = kernel_inputs(inputs);
+  const kernels::AttentionBackwardInputs forward = {
+      const_view(grad_out), grad_lse.defined() ? grad_lse.const_data_ptr() : nullptr,
+      const_view(out), lse.const_data_ptr()};
+  const kernels::AttentionGradients views = kernel_gradients(in, gradients);
   with_errors_of(in.function, [&] {
-    kernels::attention_backward(
-        kernel_inputs(inputs),
-        {const_view(grad_out), grad_lse.defined() ? grad_lse.const_data_ptr() : nullptr,
-         const_view(out), lse.const_data_ptr()},
-        kernel_gradients(in, gradients), torch_executor());
+    if (route == Route::kCpu) {
+      kernels::attention_backward(problem, forward, views, torch_executor());
+    } else if constexpr (kernels::kHasCuda) {
+      check_key_ranges(in);
+      on_cuda(in.query, kernels::attention_backward_cuda_workspace(problem),
+              [&](void* memory, const kernels::Context& context) {
+                kernels::attention_backward_cuda(problem, forward, views, memory, context);
+              });
+    }
   });
   return gradients;
 }

@@ -1,9 +1,10 @@
-#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 
+#include "kernels/common/backend.h"
+#include "kernels/depth_aggregate/cuda.h"
 #include "kernels/gemm/gemm.h"
 #include "paperlab/ops/depth_checks_internal.h"
-#include "paperlab/ops/depth_step_cpu_internal.h"
+#include "paperlab/ops/depth_step_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -87,15 +88,6 @@ class Problem {
   kernels::DepthStep step_;
 };
 
-void write_newest(const at::Tensor& slot, const at::Tensor& base, const at::Tensor& delta) {
-  if (delta.defined()) {
-    at::Tensor out = slot;
-    at::add_out(out, base, delta);
-  } else {
-    slot.copy_(base);
-  }
-}
-
 Generated new_generated(const Step& step, const at::Tensor& slots, const at::Tensor& w1,
                         const at::Tensor& w2, const at::Tensor& bias) {
   if (!w1.defined()) {
@@ -133,13 +125,56 @@ std::vector<void*> gradient_slots(const Step& step, const at::Tensor& gradients)
   return slots;
 }
 
-void backward_given(Problem& problem, kernels::DepthAggregateGradients gradients,
-                    const ParameterGradients& parameters) {
-  gradients.grad_weights = mutable_data_of(parameters.bias);
-  kernels::depth_aggregate_backward(problem->aggregate, gradients, torch_executor());
+void forward(Route route, const kernels::DepthStep& problem,
+             const kernels::ConnectionWeightsResult& result, void* const* streams,
+             const at::Tensor& slots) {
+  if (route == Route::kCpu) {
+    kernels::depth_step(problem, result, streams, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(slots, kernels::depth_step_cuda_workspace(problem, result),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::depth_step_cuda(problem, result, streams, memory, context);
+            });
+  }
 }
 
-void backward_generated(Problem& problem, const Generated& generated,
+// Who computes a backward pass, and where.
+struct Call {
+  Route route;
+  const at::Tensor& slots;
+};
+
+void backward(const Call& call, const kernels::DepthAggregate& problem,
+              const kernels::DepthAggregateGradients& gradients) {
+  if (call.route == Route::kCpu) {
+    kernels::depth_aggregate_backward(problem, gradients, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(call.slots, kernels::depth_aggregate_backward_cuda_workspace(problem, gradients),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::depth_aggregate_backward_cuda(problem, gradients, memory, context);
+            });
+  }
+}
+
+void backward(const Call& call, const kernels::DepthStep& problem,
+              const kernels::DepthStepGradients& gradients) {
+  if (call.route == Route::kCpu) {
+    kernels::depth_step_backward(problem, gradients, kernels::gemm, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(call.slots, kernels::depth_step_backward_cuda_workspace(problem, gradients),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::depth_step_backward_cuda(problem, gradients, memory, context);
+            });
+  }
+}
+
+void backward_given(const Call& call, Problem& problem, kernels::DepthAggregateGradients gradients,
+                    const ParameterGradients& parameters) {
+  gradients.grad_weights = mutable_data_of(parameters.bias);
+  backward(call, problem->aggregate, gradients);
+}
+
+void backward_generated(const Call& call, Problem& problem, const Generated& generated,
                         kernels::DepthAggregateGradients gradients,
                         const ParameterGradients& parameters) {
   const at::Tensor grad_weights = at::empty(generated.weights.sizes(), generated.weights.options());
@@ -150,24 +185,15 @@ void backward_generated(Problem& problem, const Generated& generated,
   generator.grad_w1 = mutable_data_of(parameters.w1);
   generator.grad_w2 = mutable_data_of(parameters.w2);
   generator.grad_bias = mutable_data_of(parameters.bias);
-  kernels::depth_step_backward(*problem, {gradients, generator}, kernels::gemm, torch_executor());
+  backward(call, *problem, {gradients, generator});
 }
 
 }  // namespace
 
-bool lie_transposed(const at::Tensor& w1, const at::Tensor& w2) {
-  return w1.defined() && w1.t().is_contiguous() && w2.t().is_contiguous() &&
-         !(w1.is_contiguous() && w2.is_contiguous());
-}
-
-Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& base,
-                 const at::Tensor& delta, const at::Tensor& w1, const at::Tensor& w2,
-                 const at::Tensor& bias) {
+Computed compute_by_kernel(Route route, const Step& step, const at::Tensor& slots,
+                           const at::Tensor& base, const at::Tensor& delta, const at::Tensor& w1,
+                           const at::Tensor& w2, const at::Tensor& bias) {
   const at::Tensor newest = slots.select(0, step.slot);
-  if (step.sources.empty()) {
-    write_newest(newest, base, delta);
-    return {};
-  }
   Computed computed = {{}, new_generated(step, slots, w1, w2, bias)};
   std::vector<void*> streams;
   for (std::int64_t way = 0; way < step.num_ways; ++way) {
@@ -191,15 +217,16 @@ Computed compute(const Step& step, const at::Tensor& slots, const at::Tensor& ba
     newest.copy_(base);
   }
   void* weights = generated.is_given() ? nullptr : generated.weights.mutable_data_ptr();
-  kernels::depth_step(
-      *problem, {weights, mutable_data_of(generated.z), mutable_data_of(generated.inverse_rms)},
-      streams.data(), torch_executor());
+  forward(route, *problem,
+          {weights, mutable_data_of(generated.z), mutable_data_of(generated.inverse_rms)},
+          streams.data(), slots);
   return computed;
 }
 
-void compute_backward(const Step& step, const at::Tensor& slots, const Generated& generated,
-                      at::ArrayRef<at::Tensor> grad_streams, const at::Tensor& gradients, bool adds,
-                      const ParameterGradients& parameters) {
+void compute_backward_by_kernel(Route route, const Step& step, const at::Tensor& slots,
+                                const Generated& generated, at::ArrayRef<at::Tensor> grad_streams,
+                                const at::Tensor& gradients, bool adds,
+                                const ParameterGradients& parameters) {
   const StreamGradients streams(grad_streams);
   const Generated dense_generated = readable(generated);
   const std::vector<void*> grad_sources = gradient_slots(step, gradients);
@@ -209,9 +236,9 @@ void compute_backward(const Step& step, const at::Tensor& slots, const Generated
   of_sum.grad_sources = grad_sources.data();
   of_sum.num_added = adds ? step.num_sources() : 0;
   if (generated.is_given()) {
-    backward_given(problem, of_sum, parameters);
+    backward_given({route, slots}, problem, of_sum, parameters);
   } else {
-    backward_generated(problem, dense_generated, of_sum, parameters);
+    backward_generated({route, slots}, problem, dense_generated, of_sum, parameters);
   }
 }
 

@@ -1,0 +1,52 @@
+#pragma once
+// The backward pass by tensor cores, for one type of elements (cuda_backward_*.cu).
+
+#include "kernels/attention/block_backward_query.h"
+#include "kernels/attention/cuda_blocks.cuh"
+#include "kernels/attention/cuda_launch.h"
+
+namespace paperlab::kernels {
+
+template <class S>
+__global__ void __launch_bounds__(kBlockLanes, 1)
+    key_kernel(const __grid_constant__ BackwardLaunch launch) {
+  DeviceWarps<KeyRegisters<S, DeviceLanes>> team{static_cast<int>(threadIdx.x), {}};
+  key_block<S>(team, block_memory<KeyMemory<S>>(), launch, blockIdx.x);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kBlockLanes, 1)
+    query_kernel(const __grid_constant__ BackwardLaunch launch) {
+  DeviceWarps<QueryRegisters<S, DeviceLanes>> team{static_cast<int>(threadIdx.x), {}};
+  query_block<S>(team, block_memory<QueryMemory<S>>(), launch, blockIdx.x);
+}
+
+template <class S>
+void launch_keys(const BackwardLaunch& launch, const Context& context) {
+  launch_blocks(key_kernel<S>, num_key_tasks(launch.attention.in, kOwnRows), kBlockLanes,
+                sizeof(KeyMemory<S>), context, launch);
+}
+
+template <class S>
+void launch_queries(const BackwardLaunch& launch, const Context& context) {
+  launch_blocks(query_kernel<S>, num_row_tiles(launch.attention, kOwnRows), kBlockLanes,
+                sizeof(QueryMemory<S>), context, launch);
+}
+
+template <class E>
+void launch_backward(const BackwardLaunch& launch, const Context& context) {
+  switch (padded_width(launch.attention.in.query.size[3])) {
+    case 64:
+      launch_keys<BothShape<E, 64>>(launch, context);
+      return launch_queries<QueryTileShape<E, 64>>(launch, context);
+    case 128:
+      launch_keys<BothShape<E, 128>>(launch, context);
+      return launch_queries<QueryTileShape<E, 128>>(launch, context);
+    default:  // two gradients of 256 columns exceed the registers
+      launch_keys<KeyShape<E, 256, 32, false, true>>(launch, context);
+      launch_keys<KeyShape<E, 256, 32, true, false>>(launch, context);
+      return launch_queries<QueryTileShape<E, 256>>(launch, context);
+  }
+}
+
+}  // namespace paperlab::kernels

@@ -1,0 +1,283 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_assert_async.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/zeros.h>
+
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "paperlab/ops/attention_torch_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
+
+namespace paperlab::ops {
+namespace {
+
+using kernels::KeyRuleKind;
+
+constexpr double kLowest = -std::numeric_limits<double>::infinity();
+
+void check_key_range(const AttentionArguments& in, const char* name, const at::Tensor& bound) {
+  if (!bound.defined()) {
+    return;
+  }
+  const std::int64_t limit = in.num_past.expect_int() + in.key.size(2);
+  const at::Tensor is_bad = (bound < 0) | (bound > limit);
+  const std::string message =
+      std::string(in.function) + ": " + name + " must be in 0.." + std::to_string(limit);
+  if (!bound.device().is_cpu()) {
+    at::_assert_async(is_bad.any().logical_not(), message);
+    return;
+  }
+  const at::Tensor bad = bound.masked_select(is_bad);
+  TORCH_CHECK_VALUE(bad.numel() == 0, message, ", got ", bad[0].item<std::int64_t>());
+}
+
+// Products of heads that share keys: the H / G query heads of a key head are rows of one matrix.
+//
+// [B, G, H/G rows, columns] of [B, H, rows, columns].
+at::Tensor grouped(const at::Tensor& x, const at::Tensor& keys) {
+  const std::int64_t num_groups = keys.size(1);
+  return x.reshape({x.size(0), num_groups, x.size(1) / num_groups * x.size(2), x.size(3)});
+}
+
+// x y_h^T, [B, H, rows, N], of x [B, H, rows, D] and y [B, G, N, D].
+at::Tensor with_keys(const at::Tensor& x, const at::Tensor& y) {
+  return grouped(x, y)
+      .matmul(y.transpose(2, 3))
+      .reshape({x.size(0), x.size(1), x.size(2), y.size(2)});
+}
+
+// x y_h, [B, H, rows, D], of x [B, H, rows, N].
+at::Tensor over_keys(const at::Tensor& x, const at::Tensor& y) {
+  return grouped(x, y).matmul(y).reshape({x.size(0), x.size(1), x.size(2), y.size(3)});
+}
+
+// The sum over rows and the heads of a group of x^T rows, like y: [B, G, N, D].
+at::Tensor over_rows(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& y) {
+  return grouped(x, y).transpose(2, 3).matmul(grouped(rows, y));
+}
+
+// Queries, keys and values of one of the two key streams, in the dtype of sums; or their gradients.
+struct Stream {
+  at::Tensor query;  // [B, H, T, D]
+  at::Tensor key;    // [B, G, N, D]
+  at::Tensor value;
+};
+
+// A chunk of rows: the streams cut to it and which keys are hidden from a row, raw keys first.
+struct Chunk {
+  RowChunk range;
+  std::vector<Stream> streams;
+  at::Tensor hidden;    // [B or 1, 1, rows, keys + entries]
+  at::Tensor is_blind;  // [B or 1, 1, rows, 1]: rows without keys, which may hold anything
+
+  std::int64_t first_of(std::size_t stream) const { return stream == 0 ? range.first_key : 0; }
+  std::int64_t size_of(std::size_t stream) const {
+    return stream == 0 ? range.num_keys : range.num_entries;
+  }
+
+  // Of [B, H, T, ..].
+  at::Tensor rows(const at::Tensor& x) const {
+    return x.narrow(2, range.first_row, range.num_rows);
+  }
+
+  // The columns of that stream.
+  at::Tensor columns(const at::Tensor& x, std::size_t stream) const {
+    return x.narrow(-1, stream == 0 ? 0 : range.num_keys, size_of(stream));
+  }
+
+  template <class F>
+  at::Tensor of_all_streams(F part) const {
+    std::vector<at::Tensor> parts;
+    for (const Stream& stream : streams) {
+      parts.push_back(part(stream));
+    }
+    return parts.size() == 1 ? parts[0] : at::cat(parts, -1);
+  }
+};
+
+class Problem {
+ public:
+  explicit Problem(const AttentionArguments& in)
+      : plan_(chunk_plan(in)), scale_(scale_of(in)), dtype_(lse_dtype(in.query)) {
+    const at::TensorOptions integers = in.query.options().dtype(at::kLong);
+    const auto bound = [&](const at::Tensor& x, std::int64_t otherwise) {
+      return x.defined() ? x.unsqueeze(1) : at::full({1, 1}, otherwise, integers);
+    };
+    start_ = bound(in.key_start, 0);
+    end_ = bound(in.key_end, plan_.rule.num_past + plan_.num_keys);
+    may_leave_out_ = in.key_start.defined() || in.key_end.defined() ||
+                     plan_.rule.kind == KeyRuleKind::kCoreContext;
+    streams_.push_back({in.query.to(dtype_), in.key.to(dtype_), in.value.to(dtype_)});
+    if (in.prefix_key.defined()) {
+      streams_.push_back(
+          {in.prefix_query.defined() ? in.prefix_query.to(dtype_) : streams_[0].query,
+           in.prefix_key.to(dtype_), in.prefix_value.to(dtype_)});
+    }
+  }
+
+  // Calls body(chunk) in the order of the rows.
+  template <class F>
+  void for_each_chunk(F body) const {
+    const bool is_empty = streams_[0].query.numel() == 0;
+    for (std::int64_t row = 0; row < plan_.num_queries && !is_empty;) {
+      const Chunk chunk = chunk_at(row);
+      body(chunk);
+      row += chunk.range.num_rows;
+    }
+  }
+
+  // scale q k, -inf where a key is hidden: [B, H, rows, keys + entries].
+  at::Tensor logits(const Chunk& chunk) const {
+    return chunk.of_all_streams([](const Stream& s) { return with_keys(s.query, s.key); })
+        .mul_(scale_)
+        .masked_fill_(chunk.hidden, kLowest);
+  }
+
+  // exp(logit - lse), 0 for rows without keys. Hidden keys have none of a row that is NaN, either.
+  static at::Tensor weights(const at::Tensor& logits, const at::Tensor& lse, const Chunk& chunk) {
+    const at::Tensor finite = lse.masked_fill(lse == kLowest, 0.0).unsqueeze(-1);
+    return (logits - finite).exp_().masked_fill_(chunk.hidden, 0.0);
+  }
+
+  at::ScalarType dtype() const { return dtype_; }
+  double scale() const { return scale_; }
+  const std::vector<Stream>& streams() const { return streams_; }
+
+ private:
+  Chunk chunk_at(std::int64_t row) const;
+
+  ChunkPlan plan_;
+  double scale_;
+  at::ScalarType dtype_;
+  at::Tensor start_;  // [B or 1, 1]
+  at::Tensor end_;
+  bool may_leave_out_;  // keys of a chunk's range that no row of it sees
+  std::vector<Stream> streams_;
+};
+
+// Whether a row sees a key, bool [B or 1, rows, keys + entries].
+at::Tensor shown_keys(const RowChunk& range, const VisibleRows& rows) {
+  const at::TensorOptions integers = rows.end.options();
+  const at::Tensor n = at::arange(range.first_key, range.first_key + range.num_keys, integers);
+  const at::Tensor keys = (n >= rows.begin.unsqueeze(-1)) & (n < rows.end.unsqueeze(-1));
+  if (range.num_entries == 0) {
+    return keys;
+  }
+  return at::cat({keys, at::arange(range.num_entries, integers) < rows.prefix_end.unsqueeze(-1)},
+                 -1);
+}
+
+Chunk Problem::chunk_at(std::int64_t row) const {
+  Chunk chunk{plan_.chunk_at(row), {}, {}, {}};
+  const RowChunk& range = chunk.range;
+  const std::int64_t first =
+      plan_.rule.num_past + kernels::key_position(row, plan_.num_queries, plan_.num_keys);
+  const at::Tensor positions = at::arange(first, first + range.num_rows, start_.options());
+  const at::Tensor shown =
+      shown_keys(range, visible_rows(plan_.rule, positions.unsqueeze(0), start_, end_));
+  chunk.hidden = shown.logical_not().unsqueeze(1);
+  chunk.is_blind = shown.any(-1).logical_not().unsqueeze(1).unsqueeze(-1);
+  const at::Tensor is_unseen = shown.any(1).logical_not().unsqueeze(1);  // [B or 1, 1, keys]
+  for (std::size_t i = 0; i < streams_.size(); ++i) {
+    const auto cut = [&](const at::Tensor& x) {
+      const at::Tensor part = x.narrow(2, chunk.first_of(i), chunk.size_of(i));
+      return may_leave_out_ ? part.masked_fill(chunk.columns(is_unseen, i).unsqueeze(-1), 0.0)
+                            : part;
+    };
+    chunk.streams.push_back(
+        {chunk.rows(streams_[i].query), cut(streams_[i].key), cut(streams_[i].value)});
+  }
+  return chunk;
+}
+
+// Sums of gradients in the dtype of sums.
+std::vector<Stream> zero_gradients(const Problem& problem, bool has_prefix_query) {
+  const auto zeros = [](const at::Tensor& x) { return at::zeros(x.sizes(), x.options()); };
+  std::vector<Stream> gradients;
+  for (const Stream& stream : problem.streams()) {
+    const bool shares_query = !gradients.empty() && !has_prefix_query;
+    gradients.push_back({shares_query ? gradients[0].query : zeros(stream.query), zeros(stream.key),
+                         zeros(stream.value)});
+  }
+  return gradients;
+}
+
+// ds_n = p_n (g . v_n - g . o + h), dq = scale sum ds_n k_n, dk_n = scale ds_n q, dv_n = p_n g.
+void add_gradients(const Problem& problem, const Chunk& chunk,
+                   const AttentionBackwardArguments& backward,
+                   const std::vector<Stream>& gradients) {
+  const at::Tensor p = Problem::weights(problem.logits(chunk), chunk.rows(backward.lse), chunk);
+  const at::Tensor g =
+      chunk.rows(backward.grad_out).to(problem.dtype()).masked_fill(chunk.is_blind, 0.0);
+  at::Tensor delta = (g * chunk.rows(backward.out)).sum(-1);
+  if (backward.grad_lse.defined()) {
+    delta = delta - chunk.rows(backward.grad_lse);
+  }
+  const at::Tensor ds = chunk.of_all_streams([&](const Stream& s) { return with_keys(g, s.value); })
+                            .sub_(delta.unsqueeze(-1))
+                            .mul_(p)
+                            .mul_(problem.scale())
+                            .masked_fill_(chunk.hidden, 0.0);
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const auto& [query, key, value] = chunk.streams[i];
+    const at::Tensor of_stream = chunk.columns(ds, i);
+    const auto sums = [&](const at::Tensor& x) {
+      return x.narrow(2, chunk.first_of(i), chunk.size_of(i));
+    };
+    chunk.rows(gradients[i].query).add_(over_keys(of_stream, key));
+    sums(gradients[i].key).add_(over_rows(of_stream, query.masked_fill(chunk.is_blind, 0.0), key));
+    sums(gradients[i].value).add_(over_rows(chunk.columns(p, i), g, value));
+  }
+}
+
+}  // namespace
+
+void check_key_ranges(const AttentionArguments& in) {
+  check_key_range(in, "key_start", in.key_start);
+  check_key_range(in, "key_end", in.key_end);
+}
+
+AttentionResults attention_by_torch(const AttentionArguments& in) {
+  const autocast::Off guard;
+  check_key_ranges(in);
+  AttentionResults results = new_results(in);
+  const Problem problem(in);
+  problem.for_each_chunk([&](const Chunk& chunk) {
+    const at::Tensor logits = problem.logits(chunk);
+    const at::Tensor of_rows = at::logsumexp(logits, {-1});
+    const at::Tensor p = Problem::weights(logits, of_rows, chunk);
+    at::Tensor sum = over_keys(chunk.columns(p, 0), chunk.streams[0].value);
+    if (chunk.streams.size() > 1) {
+      sum = sum + over_keys(chunk.columns(p, 1), chunk.streams[1].value);
+    }
+    chunk.rows(std::get<0>(results)).copy_(sum);
+    chunk.rows(std::get<1>(results)).copy_(of_rows);
+  });
+  return results;
+}
+
+AttentionGradients attention_backward_by_torch(const AttentionArguments& in,
+                                               const AttentionBackwardArguments& backward) {
+  const autocast::Off guard;
+  check_key_ranges(in);
+  const Problem problem(in);
+  const std::vector<Stream> sums = zero_gradients(problem, in.prefix_query.defined());
+  problem.for_each_chunk(
+      [&](const Chunk& chunk) { add_gradients(problem, chunk, backward, sums); });
+  const auto rounded = [&](const at::Tensor& input, const at::Tensor& sum) {
+    return input.defined() ? sum.to(in.query.scalar_type()) : at::empty({0}, in.query.options());
+  };
+  const Stream& prefix = sums.back();
+  return {rounded(in.query, sums[0].query),   rounded(in.key, sums[0].key),
+          rounded(in.value, sums[0].value),   rounded(in.prefix_query, prefix.query),
+          rounded(in.prefix_key, prefix.key), rounded(in.prefix_value, prefix.value)};
+}
+
+}  // namespace paperlab::ops

@@ -1,0 +1,40 @@
+#pragma once
+/// \file
+/// Who computes an operator: our kernels or LibTorch's own operations.
+
+#include <cstdint>
+#include <string>
+
+#include "paperlab/core/export.h"
+
+namespace paperlab::ops {
+
+enum class Backend : std::uint8_t {
+  /// CPU tensors: our kernels. CUDA tensors: our kernel where it was seen to pass its tests on this
+  /// GPU's architecture (the tables in kernels/<op>/README.md), else LibTorch's operations, with
+  /// one notice for each operator and process.
+  kAuto,
+  /// Our kernels, also those that no GPU of this architecture has passed.
+  kKernels,
+  /// LibTorch's operations on every device. Slower on the CPU and made for comparison: every
+  /// operator takes float16 as well then.
+  kTorch,
+};
+
+/// The backend in use. At first that of the environment variable PAPERLAB_BACKEND ("auto",
+/// "kernels" or "torch"), or kAuto.
+/// \throws c10::ValueError  (Python: ValueError) if that variable holds anything else.
+PAPERLAB_API Backend backend();
+
+/// Sets the backend in use, for the whole process and for calls that begin afterwards. A backward
+/// pass may use another one than its forward pass.
+PAPERLAB_API void set_backend(Backend backend);
+
+/// "auto", "kernels" or "torch".
+PAPERLAB_API const char* backend_name(Backend backend);
+
+/// The backend of that name.
+/// \throws c10::ValueError  "`what` must be one of auto, kernels, torch, got 'NAME'".
+PAPERLAB_API Backend backend_of_name(const char* what, const std::string& name);
+
+}  // namespace paperlab::ops
