@@ -37,7 +37,7 @@ class Unit:
     @property
     def extra(self) -> tuple[str, ...]:
         """Options of clang-tidy itself."""
-        return () if self.is_analyzed else ("--checks=-clang-analyzer-*",)
+        return () if self.is_analyzed else ("--checks=-clang-analyzer-*,-clang-diagnostic-*",)
 
     @property
     def uses_torch(self) -> bool:
@@ -70,7 +70,12 @@ def clang_options(command: list[str]) -> tuple[str, ...]:
             next(words)
         elif word not in {"-MD", "-MMD", "-fopenmp"}:  # omp.h is the compiler's own
             options.append(word)
-    return (*options, "-Wno-unknown-warning-option", "-Qunused-arguments")
+    return (
+        *options,
+        "-Wno-unknown-warning-option",
+        "-Wno-deprecated-declarations",
+        "-Qunused-arguments",
+    )
 
 
 def closure(file: str, seen: dict[str, str]) -> None:

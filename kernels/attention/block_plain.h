@@ -100,7 +100,7 @@ PAPERLAB_HD void add_rows(int thread, const typename S::Number* rows, std::int64
   for (int n = 0; n < S::kEdge; ++n) {
     PAPERLAB_UNROLL
     for (int c = 0; c < S::kColumns; ++c) {
-      if (16 * c < head_dim) {
+      if (std::int64_t{16} * c < head_dim) {
         const typename S::Number x = from[n * S::kRowStride + 16 * c];
         PAPERLAB_UNROLL
         for (int i = 0; i < S::kOwn; ++i) {

@@ -61,10 +61,10 @@ PAPERLAB_HD inline std::int64_t num_forward_blocks(const ForwardLaunch& launch, 
 
 // exp(x - y) with weight 0 for x = -infinity, whatever y.
 PAPERLAB_HD inline float exp_difference(float x, float y) {
-  return x == -INFINITY ? 0.0F : std::exp(x - y);
+  return x == static_cast<double>(-INFINITY) ? 0.0F : std::exp(x - y);
 }
 PAPERLAB_HD inline double exp_difference(double x, double y) {
-  return x == -INFINITY ? 0.0 : std::exp(x - y);
+  return x == static_cast<double>(-INFINITY) ? 0.0 : std::exp(x - y);
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -143,7 +143,8 @@ PAPERLAB_HD void as_left(const Lanes& warp, const Sums<Lanes> (&sums)[kColumnTil
     PAPERLAB_UNROLL
     for (int i = 0; i < 4; ++i) {
       const float (&pair)[4] = sums[2 * k + i / 2].of(lane);
-      words.of(lane)[i] = to_word<E>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+      const int row = i % 2;
+      words.of(lane)[i] = row == 0 ? to_word<E>(pair[0], pair[1]) : to_word<E>(pair[2], pair[3]);
     }
   });
 }

@@ -269,9 +269,10 @@ PAPERLAB_HD void store_dots(const GradientTask& task, const WayWeights<NumberOf<
                             std::int64_t first_token, int num_tokens, int thread) {
   const int count = task.num_sources;
   auto* to = static_cast<NumberOf<T>*>(task.grad_weights);
-  for (int i = thread; i < num_tokens * count * kMostWays; i += kSumThreads) {
-    const int token = i / (count * kMostWays);
-    const int way = i / count % kMostWays;
+  const int of_token = count * static_cast<int>(kMostWays);
+  for (int i = thread; i < num_tokens * of_token; i += kSumThreads) {
+    const int token = i / of_token;
+    const int way = i % of_token / count;
     const int j = i % count;
     if (way < task.num_ways) {
       NumberOf<T> sum = 0;

@@ -64,7 +64,7 @@ PAPERLAB_HD void load_halves(const void* data, std::int64_t at, float (&to)[kQua
   std::memcpy(&word, static_cast<const T*>(data) + at, sizeof(word));
 #endif
   PAPERLAB_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (std::ptrdiff_t i = 0; i < 2; ++i) {
     to[2 * i] = to_number(T{static_cast<std::uint16_t>(word[i])});
     to[2 * i + 1] = to_number(T{static_cast<std::uint16_t>(word[i] >> 16U)});
   }

@@ -179,18 +179,19 @@ struct TensorTile {
         });
         PAPERLAB_UNROLL
         for (int r = 0; r < kRows; ++r) {
+          const std::ptrdiff_t at = std::ptrdiff_t{4} * (r * kColumns + c);
           if (!task.a.is_exact) {
             multiply_add(team, [&](Registers& own) {
-              return TensorStep{own.left[r].low, own.right.high, own.sums + 4 * (r * kColumns + c)};
+              return TensorStep{own.left[r].low, own.right.high, own.sums + at};
             });
           }
           if (!task.b.is_exact) {
             multiply_add(team, [&](Registers& own) {
-              return TensorStep{own.left[r].high, own.right.low, own.sums + 4 * (r * kColumns + c)};
+              return TensorStep{own.left[r].high, own.right.low, own.sums + at};
             });
           }
           multiply_add(team, [&](Registers& own) {
-            return TensorStep{own.left[r].high, own.right.high, own.sums + 4 * (r * kColumns + c)};
+            return TensorStep{own.left[r].high, own.right.high, own.sums + at};
           });
         }
       }

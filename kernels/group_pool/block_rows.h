@@ -14,7 +14,7 @@ namespace paperlab::kernels {
 
 constexpr int kPoolWarps = 4;    // of a block
 constexpr int kLaneNumbers = 8;  // of a row in a lane
-static_assert(kWarp * kLaneNumbers == kMaxPoolDim);
+static_assert(std::int64_t{kWarp} * kLaneNumbers == kMaxPoolDim);
 
 template <class T>
 constexpr int kPoolPacks = kLaneNumbers / kPackSize<T>;  // of a row in a lane

@@ -97,7 +97,7 @@ inline void sum_rows(const float* weights, const Rows<const T>& rows, std::int64
 }
 
 // The larger, and a NaN where there is one.
-inline VecF larger_or_nan(VecF most, VecF x) { return (x > most) | (x != x) ? x : most; }
+inline VecF larger_or_nan(VecF most, VecF x) { return ((x > most) | (x != x)) ? x : most; }
 
 // The maximum of each column, as float32 vectors.
 template <class T>

@@ -65,8 +65,8 @@ PAPERLAB_HD void load_table(const void* table, std::int64_t at, std::int64_t cou
   PAPERLAB_UNROLL
   for (int n = 0; n < kPackSize<T> / kNumbers; ++n) {
     Number numbers[kNumbers];
-    unpack<Number>(is_whole ? load_pack(from + n * kNumbers)
-                            : load_some(from + n * kNumbers, count - n * kNumbers),
+    const std::int64_t first = std::int64_t{n} * kNumbers;
+    unpack<Number>(is_whole ? load_pack(from + first) : load_some(from + first, count - first),
                    numbers);
     PAPERLAB_UNROLL
     for (int i = 0; i < kNumbers; ++i) {
@@ -94,7 +94,7 @@ PAPERLAB_HD void rotate_heads(const Rope& problem, const RopePlan& plan, const R
   Pack high[kRopeHeads];
   PAPERLAB_UNROLL
   for (int n = 0; n < kRopeHeads; ++n) {
-    const std::int64_t h = first + n * plan.slots;
+    const std::int64_t h = first + std::int64_t{n} * plan.slots;
     const std::int64_t end = h < problem.x.size[2] ? half : 0;
     const T* from = place.x + h * problem.x.stride[2];
     low[n] = load_of_row(from, at, end, plan.is_whole);
@@ -102,7 +102,7 @@ PAPERLAB_HD void rotate_heads(const Rope& problem, const RopePlan& plan, const R
   }
   PAPERLAB_UNROLL
   for (int n = 0; n < kRopeHeads; ++n) {
-    const std::int64_t h = first + n * plan.slots;
+    const std::int64_t h = first + std::int64_t{n} * plan.slots;
     const std::int64_t end = h < problem.x.size[2] ? half : 0;
     NumberOf<T> a[kPackSize<T>];
     NumberOf<T> b[kPackSize<T>];
@@ -127,7 +127,7 @@ PAPERLAB_HD void copy_heads(const Rope& problem, const RopePlan& plan, const Rop
   const std::int64_t before = 2 * problem.half;
   const std::int64_t width = problem.x.size[3];
   for (int n = 0; n < kRopeHeads; ++n) {
-    const std::int64_t h = first + n * plan.slots;
+    const std::int64_t h = first + std::int64_t{n} * plan.slots;
     const std::int64_t end = h < problem.x.size[2] ? width - before : 0;
     const Pack pack =
         load_of_row(place.x + h * problem.x.stride[2] + before, at, end, plan.is_whole);

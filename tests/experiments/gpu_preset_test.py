@@ -49,7 +49,9 @@ def test_regular_languages_at_a_tiny_size(tmp_path: Path) -> None:
         "all_steps": 20,
         "all_chain_steps": 30,
     }
-    words = [f"{key}={json.dumps(value) if key != 'device' else value}" for key, value in tiny.items()]
+    words = [
+        f"{key}={json.dumps(value) if key != 'device' else value}" for key, value in tiny.items()
+    ]
     settings = [word for setting in words for word in ("--set", setting)]
     driver = driver_of("regular-language")
     done = driver.run(tmp_path, *settings)

@@ -98,7 +98,7 @@ TEST(AttentionBlockTest, RowsWithoutFiniteLogitsAreZero) {
                                 .dtype = dtype,
                                 .rule = KeyRule::full(),
                                 .scale = -1.0});
-      tensors.query.set_values(std::vector<double>(3 * 8, 1e30));
+      tensors.query.set_values(std::vector<double>(24, 1e30));
       tensors.key.set_values(std::vector<double>(static_cast<std::size_t>(keys) * 8, 1e30));
       emulate_attention(tensors);
       emulate_attention_backward(tensors);
@@ -241,7 +241,7 @@ TEST(AttentionBlockShapeTest, KeyTasksNameEveryKeyOnce) {
       }
     }
     const std::int64_t entries = prefix_heads == 0 ? 0 : launch.in.prefix_key.size[2];
-    EXPECT_EQ(std::ssize(keys), 2 * (2 * 130 + prefix_heads * entries));
+    EXPECT_EQ(std::ssize(keys), 2 * (260 + std::int64_t{prefix_heads} * entries));
   }
 }
 

@@ -244,7 +244,7 @@ TEST(DepthBlockTest, OddPlaces) {
       Numbers longer(dtype, numbers.count() + 1);
       std::memcpy(static_cast<std::byte*>(longer.data()) + size, numbers.data(),
                   static_cast<std::size_t>(numbers.count() * size));
-      numbers = longer;
+      numbers = std::move(longer);
       return static_cast<std::byte*>(numbers.data()) + size;
     };
     odd.source_at[1] = moved(odd.sources[1]);
@@ -259,7 +259,7 @@ TEST(DepthBlockTest, OddPlaces) {
     forms.sum_backward(of.sum(), of.sum_gradients());
     forms.sum(sum, odd.out_at.data());
     forms.sum_backward(sum, odd.sum_gradients());
-    for (std::int64_t i = 0; i < 7 * 64; ++i) {
+    for (std::int64_t i = 0; i < std::int64_t{7} * 64; ++i) {
       EXPECT_EQ(odd.out[3].at(i + 1), of.out[3].at(i));
       EXPECT_EQ(odd.grad_sources[2].at(i + 1), of.grad_sources[2].at(i));
     }
@@ -378,7 +378,7 @@ TEST(DepthBlockTest, TokensDoNotDependOnEachOther) {
     EmulatedForms forms(false);
     forms.step(many.step(), many.generated(), many.out_at.data());
     DepthStep last = one.step();
-    const std::int64_t skipped = 69 * 24 * bytes_of(dtype);
+    const std::int64_t skipped = std::int64_t{69} * 24 * bytes_of(dtype);
     for (const void*& source : one.source_at) {
       source = static_cast<const std::byte*>(source) + skipped;
     }
@@ -387,7 +387,7 @@ TEST(DepthBlockTest, TokensDoNotDependOnEachOther) {
     forms.step(last, one.generated(), one.out_at.data());
     for (std::size_t way = 0; way < 2; ++way) {
       for (std::int64_t i = 0; i < 24; ++i) {
-        EXPECT_EQ(one.out[way].at(i), many.out[way].at(69 * 24 + i));
+        EXPECT_EQ(one.out[way].at(i), many.out[way].at(std::int64_t{69} * 24 + i));
       }
     }
   }

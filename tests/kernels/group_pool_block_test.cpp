@@ -221,7 +221,7 @@ TEST(PoolPlanTest, EveryPackOfARowHasOneLane) {
       const int lanes = 1 << pool_shift(packs, of_lane);
       ASSERT_LE(lanes, kWarp);
       ASSERT_GE(lanes * of_lane, packs);
-      ASSERT_TRUE(lanes == 1 || lanes / 2 * of_lane < packs);
+      ASSERT_TRUE(lanes == 1 || std::int64_t{lanes / 2} * of_lane < packs);
     }
   }
 }

@@ -84,7 +84,7 @@ TEST(RmsNormBlockTest, BothPassesAreWithinTheBound) {
 // Several warps a row; the last width of each dtype needs several chunks.
 TEST(RmsNormBlockTest, WideRowsAreWithinTheBound) {
   for (const DType dtype : kDTypes) {
-    const std::int64_t in_registers = 512 * 4 * 16 / test::bytes_of(dtype);
+    const std::int64_t in_registers = 32768 / test::bytes_of(dtype);
     for (const std::int64_t width :
          {std::int64_t{1000}, in_registers / 2, in_registers / 2 + 1, in_registers + 40}) {
       Case of(dtype, 3, width, width % 3 == 0);
@@ -97,7 +97,7 @@ TEST(RmsNormBlockTest, WideRowsAreWithinTheBound) {
 // More turns than parts, so that a part has several.
 TEST(RmsNormBlockTest, ManyRowsAreWithinTheBound) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat64}) {
-    Case of(dtype, 280, 1 + 256 * 16 / test::bytes_of(dtype), true);
+    Case of(dtype, 280, 1 + 4096 / test::bytes_of(dtype), true);
     emulate(of);
     expect_right(of);
   }

@@ -68,7 +68,7 @@ TEST_F(GpuSwigluTest, LargeGatesNeitherOverflowNorCancel) {
 
 TEST_F(GpuSwigluTest, HasTheSameBitsInEveryRun) {
   for (const DType dtype : kDTypes) {
-    Case first(dtype, 70, 11008, 2 * 11008);
+    Case first(dtype, 70, 11008, 22016);
     Case again = first;
     run(first);
     run(again);

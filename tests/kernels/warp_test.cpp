@@ -126,8 +126,8 @@ std::vector<Bits> numbers(int rows, int columns, int seed) {
   for (int row = 0; row < rows; ++row) {
     for (int column = 0; column < columns; ++column) {
       const int number = (row * 7 + column * 5 + row * column * 3 + seed) % 17 - 8;
-      tile[static_cast<std::size_t>(chunk_at(row, column / kChunk, columns) + column % kChunk)] =
-          to_element<E>(static_cast<float>(number)).bits;
+      const std::int64_t at = chunk_at(row, column / kChunk, columns) + column % kChunk;
+      tile[static_cast<std::size_t>(at)] = to_element<E>(static_cast<float>(number)).bits;
     }
   }
   return tile;
@@ -135,8 +135,8 @@ std::vector<Bits> numbers(int rows, int columns, int seed) {
 
 template <class E>
 float number_at(const std::vector<Bits>& tile, int row, int column, int width) {
-  return to_number(
-      E{tile[static_cast<std::size_t>(chunk_at(row, column / kChunk, width) + column % kChunk)]});
+  const std::int64_t at = chunk_at(row, column / kChunk, width) + column % kChunk;
+  return to_number(E{tile[static_cast<std::size_t>(at)]});
 }
 
 template <class E>

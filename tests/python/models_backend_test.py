@@ -5,15 +5,17 @@ Both make the same sums in another order: 1e-16 for each of some thousand terms,
 
 import contextlib
 import copy
+import itertools
 
 import cca_models
 import decoder_models as models
 import mudd_models
+import paperlab
 import paperlab.ops as ops
 import pytest
 import torch
 import training_cases as cases
-from paperlab import cca, eval, train
+from paperlab import cca, train
 
 CLOSE = 1e-11  # of the largest number
 
@@ -148,7 +150,7 @@ def test_scores_of_a_text():
     found = []
     for which in ("auto", "torch"):
         with backend(which):
-            found.append(eval.score(model, text, context=16, stride=8).nll)
+            found.append(paperlab.eval.score(model, text, context=16, stride=8).nll)
     assert close(found[1], found[0])
 
 
@@ -192,7 +194,6 @@ def test_the_streaming_cache():
         cache = cca.KVCache(4, 6)
         ends = (0, 3, 20, 21, 22, 41)
         parts = [
-            cache.prefill(*(x[:, :, a:b] for x in (q, k, v)))
-            for a, b in zip(ends[:-1], ends[1:], strict=True)
+            cache.prefill(*(x[:, :, a:b] for x in (q, k, v))) for a, b in itertools.pairwise(ends)
         ]
     assert close(torch.cat(parts, 2), wanted)

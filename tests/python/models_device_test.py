@@ -124,7 +124,7 @@ def test_a_cache_of_another_device_is_refused():
             placed(model, "cpu")
             cache = model.new_cache(1, 8)
             placed(model, "cuda")
-            with pytest.raises(ValueError, match="cache must be of the model's .* device"):
+            with pytest.raises(ValueError, match=r"cache must be of the model's .* device"):
                 model(zeros(1, 3), cache=cache)
             assert cache.length == 0
 

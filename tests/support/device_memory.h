@@ -26,7 +26,7 @@ class DeviceMemory {
       const auto first = reinterpret_cast<std::uintptr_t>(copy.host.data());
       if (!copy.host.empty() && address >= first && address < first + copy.host.size()) {
         std::byte* device = copy.device.data() + (address - first);
-        pointer = static_cast<T*>(static_cast<void*>(device));
+        pointer = reinterpret_cast<T*>(device);
         return;
       }
     }

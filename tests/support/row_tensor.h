@@ -60,9 +60,9 @@ class RowTensor {
   double at(std::int64_t i) const { return kernels::load_number(data(), dtype_, i); }
   void set(std::int64_t i, double value) { kernels::store_number(data(), dtype_, i, value); }
   std::vector<double> values() const {
-    std::vector<double> all;
+    std::vector<double> all(static_cast<std::size_t>(count_));
     for (std::int64_t i = 0; i < count_; ++i) {
-      all.push_back(at(i));
+      all[static_cast<std::size_t>(i)] = at(i);
     }
     return all;
   }

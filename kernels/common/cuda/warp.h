@@ -124,8 +124,9 @@ struct HostLanes {
   template <class T, int kHalf>
   void multiply(AllValues<float, 4>& c, const AllValues<std::uint32_t, 4>& a,
                 const AllValues<std::uint32_t, 4>& b) const {
+    constexpr std::ptrdiff_t kFirst = std::ptrdiff_t{2} * kHalf;
     multiply_matrices_host<T>([&](int lane) { return a.of(lane); },
-                              [&](int lane) { return b.of(lane) + 2 * kHalf; },
+                              [&](int lane) { return b.of(lane) + kFirst; },
                               [&](int lane) { return c.of(lane); });
   }
 

@@ -70,8 +70,8 @@ void check_value(const ParameterSpec& spec, const at::Tensor& value) {
       kFunction, spec.name + " in float32, float64, bfloat16 or float16", c10::toString(dtype));
 }
 
-// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ... Forward gradients would
-// be lost below autograd.
+// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ... Forward gradients
+// would be lost below autograd.
 void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
   const at::Tensor& first = *parameters.front().value;
   TORCH_CHECK_VALUE(!first.is_meta(), kForward, ": parameters must have data, got meta tensors");

@@ -7,8 +7,8 @@
 
 namespace paperlab::nn {
 
-// Refuses what is no [B, T] of ids below vocab_size, in the name of `function`. Ids are looked at if
-// `checks_ids`, which waits for the tokens' device; those of tensors without memory cannot be.
+// Refuses what is no [B, T] of ids below vocab_size, in the name of `function`. Ids are looked at
+// if `checks_ids`, which waits for the tokens' device; those of tensors without memory cannot be.
 void check_tokens(const char* function, const at::Tensor& tokens, std::int64_t vocab_size,
                   bool checks_ids = true);
 

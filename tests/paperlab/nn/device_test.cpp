@@ -46,8 +46,6 @@ TEST(RotaryTables, OnAnotherDevice) {
   EXPECT_EQ(there.cos.sizes(), at::IntArrayRef({1, 5, 4}));
   EXPECT_TRUE(rotary.range(3, 5, at::kFloat).cos.is_cpu());
   EXPECT_TRUE(rotary.range(1 << 20, 2, at::kFloat, 0, at::kMeta).sin.is_meta());
-  EXPECT_TRUE(rotary.rows(at::tensor({1, 2}, at::kLong).view({1, 2}).to(at::kMeta), 9, at::kDouble)
-                  .cos.is_meta());
 }
 
 TEST(DecoderDevice, ParametersMoveWithWhetherTheyRequireGradients) {
