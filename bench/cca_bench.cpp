@@ -47,7 +47,6 @@ constexpr std::int64_t kWindow = 1024;
 constexpr std::int64_t kHeads = 8;
 constexpr std::int64_t kHeadDim = 64;
 constexpr std::int64_t kDecodeHeadDim = 128;
-constexpr std::int64_t kTotalBytes = std::int64_t{1} << 26;  // that caches in turn take at least
 constexpr std::int64_t kLeastCaches = 4;
 constexpr std::int64_t kMaxEager = 4096;  // tokens
 
@@ -129,8 +128,10 @@ struct Caches {
     };
     const std::int64_t core = num_past / kGroup;
     const std::int64_t bytes_of_token = 2 * kHeads * kDecodeHeadDim * 4;
-    const auto count_of = [](std::int64_t bytes) {
-      return std::max(kLeastCaches, 1 + kTotalBytes / bytes);
+    // So that none is still in the last-level cache at its next turn.
+    const auto total = static_cast<std::int64_t>(4 * last_level_cache_bytes());
+    const auto count_of = [total](std::int64_t bytes) {
+      return std::max(kLeastCaches, 1 + total / bytes);
     };
     const std::int64_t count = count_of((core + kWindow) * bytes_of_token);
     for (std::int64_t i = 0; i < count; ++i) {
