@@ -4,7 +4,7 @@
 #: Sets up, builds everything with tests, and runs them all; both runners print their own summary:
 #:   ctest in build/release     C++ tests: unit, smoke, gpu (skipped with a reason without a GPU)
 #:   ctest in build/asan        the torch-free C++ tests under address, undefined, leak sanitizers
-#:   ctest in build/fuzz        libFuzzer on the file readers, half a minute each (skipped without clang)
+#:   ctest in build/fuzz        libFuzzer on the file readers, 30 s each (skipped without clang)
 #:   pytest in tests/           Python package, results, faults, launcher, installation
 #:
 #: Options

@@ -138,5 +138,12 @@ def test_wrong_arguments_are_refused(arguments, options, part):
         rms_norm(*arguments, **options)
 
 
+def test_statistics_of_another_device_are_refused():
+    x, weight = random(4, 6), random(6)
+    inverse = torch.ones(4, dtype=x.dtype, device="meta")
+    with pytest.raises(ValueError, match="inverse_rms must be strided and on the device of s"):
+        torch.ops.paperlab.rms_norm_backward(x, None, x, weight, inverse)
+
+
 def test_the_module_lists_it():
     assert "rms_norm" in paperlab.ops.__all__

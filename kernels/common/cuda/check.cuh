@@ -13,6 +13,7 @@ inline void check_cuda(cudaError_t status, const char* file, int line, const cha
   if (status == cudaSuccess) {
     return;
   }
+  cudaGetLastError();  // else the next launch would report this call's error as its own
   const std::string path = file;
   const std::size_t root = path.rfind("kernels/");
   throw CudaError((root == std::string::npos ? path : path.substr(root)) + ":" +

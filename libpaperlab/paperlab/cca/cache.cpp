@@ -231,8 +231,11 @@ void KvCache::make_room(const Chunk& chunk, std::int64_t first) {
   }
   if (kept > 0) {
     const std::int64_t offset = first - raw_.first;
-    entries(raw.key, 0, kept).copy_(entries(raw_.key, offset, kept).clone());
-    entries(raw.value, 0, kept).copy_(entries(raw_.value, offset, kept).clone());
+    // Both before either is moved: there may be no memory for the second.
+    const at::Tensor key = entries(raw_.key, offset, kept).clone();
+    const at::Tensor value = entries(raw_.value, offset, kept).clone();
+    entries(raw.key, 0, kept).copy_(key);
+    entries(raw.value, 0, kept).copy_(value);
   }
   raw_ = std::move(raw);
 }

@@ -360,7 +360,9 @@ RotaryTable Rotary::range(std::int64_t start, std::int64_t length, at::ScalarTyp
 
 RotaryTable Rotary::rows(const at::Tensor& positions, std::int64_t seq_len,
                          at::ScalarType dtype) const {
-  const RotaryTable all = range(0, seq_len, dtype, seq_len, positions.device());
+  // Where no row has a token to see, all positions are 0 and the length is, too.
+  const std::int64_t length = std::max<std::int64_t>(seq_len, 1);
+  const RotaryTable all = range(0, length, dtype, seq_len, positions.device());
   const at::Tensor flat = positions.flatten();
   const auto row_of = [&](const at::Tensor& table) {
     return table.squeeze(0).index_select(0, flat).unflatten(0, positions.sizes());

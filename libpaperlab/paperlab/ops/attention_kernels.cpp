@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/cuda.h"
@@ -153,6 +154,10 @@ AttentionGradients attention_backward_by_kernels(const AttentionArguments& in,
       kernels::attention_backward(problem, forward, views, torch_executor());
     } else if constexpr (kernels::kHasCuda) {
       check_key_ranges(in);
+      if (in.query.size(1) == 0) {  // nobody reads the keys, so no block writes their gradients
+        std::apply([](const auto&... gradient) { (gradient.zero_(), ...); }, gradients);
+        return;
+      }
       on_cuda(in.query, kernels::attention_backward_cuda_workspace(problem),
               [&](void* memory, const kernels::Context& context) {
                 kernels::attention_backward_cuda(problem, forward, views, memory, context);

@@ -71,6 +71,9 @@ void check_backward(const at::Tensor& grad_y, const std::optional<at::Tensor>& g
   check_tensor(kFunction, "grad_y", grad_y, s);
   check_sizes(kFunction, "grad_y", grad_y, s.sym_sizes());
   check_sizes(kFunction, "inverse_rms", inverse_rms, s.sym_sizes().slice(0, s.dim() - 1));
+  TORCH_CHECK_VALUE(inverse_rms.layout() == at::kStrided && inverse_rms.device() == s.device(),
+                    kFunction, ": inverse_rms must be strided and on the device of s (", s.device(),
+                    "), got layout ", inverse_rms.layout(), " on ", inverse_rms.device());
   const auto statistics = statistics_dtype(s.scalar_type());
   TORCH_CHECK_TYPE(inverse_rms.scalar_type() == statistics, kFunction, ": inverse_rms must be ",
                    statistics, ", got ", inverse_rms.scalar_type());

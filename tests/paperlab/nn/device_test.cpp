@@ -1,7 +1,9 @@
 // Tensors on other devices than the CPU, as far as a machine without a GPU can show.
 
 #include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
@@ -37,6 +39,13 @@ TEST(RotaryTables, RowsOfPositionsThatAreNotLookedAt) {
       EXPECT_TRUE(at::equal(rows.sin, wanted.sin));
     }
   }
+}
+
+// A batch of nothing but padding.
+TEST(RotaryTables, RowsWithoutATokenToSee) {
+  const RotaryTable rows = Rotary(rope(8, 64)).rows(at::zeros({1, 3}, at::kLong), 0, at::kFloat);
+  EXPECT_TRUE(at::equal(rows.cos, at::ones({1, 3, 4})));
+  EXPECT_TRUE(at::equal(rows.sin, at::zeros({1, 3, 4})));
 }
 
 TEST(RotaryTables, OnAnotherDevice) {
