@@ -4,7 +4,8 @@
 # shellcheck source=scripts/environment.sh
 source "$ROOT/scripts/environment.sh"
 
-export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1
+# Sloppiness: what ccache asks for where headers are precompiled.
+export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
 export NINJA_STATUS='[%f/%t, %e s] '
 
 build_dir() { printf '%s/build/%s' "$ROOT" "$1"; }

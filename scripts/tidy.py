@@ -66,9 +66,10 @@ def clang_options(command: list[str]) -> tuple[str, ...]:
     options: list[str] = []
     words = iter(command[start:])
     for word in words:
-        if word in {"-o", "-c", "-MF", "-MT"}:
+        if word in {"-o", "-c", "-MF", "-MT", "-include"}:  # CMake includes precompiled headers
             next(words)
-        elif word not in {"-MD", "-MMD", "-fopenmp"}:  # omp.h is the compiler's own
+        # omp.h is the compiler's own.
+        elif word not in {"-MD", "-MMD", "-fopenmp", "-fpch-preprocess", "-Winvalid-pch"}:
             options.append(word)
     return (
         *options,
