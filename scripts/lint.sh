@@ -83,7 +83,8 @@ check_types() {
     scripts/*.py experiments/common/*.py
 }
 
-check_tidy() {
+# Beside the other checks, which use one core: sets TIDY, the process, and TIDY_OUTPUT.
+start_tidy() {
   local -a options=("$ROOT/build/release" --jobs "$(nproc)") cpp
   [[ ! -v OPTION[all] ]] || options+=(--all)
   if [[ -v OPTION[staged] ]]; then
@@ -91,8 +92,20 @@ check_tidy() {
     [[ ${#cpp[@]} -gt 0 ]] || return 0
     options+=("${cpp[@]}")
   fi
-  check clang-tidy "$PYTHON" scripts/tidy.py "${options[@]}"
+  TIDY_OUTPUT=$(mktemp)
+  trap 'rm -f -- "$TIDY_OUTPUT"' EXIT
+  "$PYTHON" scripts/tidy.py "${options[@]}" >"$TIDY_OUTPUT" 2>&1 &
+  TIDY=$!
 }
+
+finish_tidy() {
+  local status=0
+  [[ -v TIDY ]] || return 0
+  wait "$TIDY" || status=$?
+  check clang-tidy repeat_tidy "$status"
+}
+
+repeat_tidy() { cat -- "$TIDY_OUTPUT" && return "$1"; }
 
 parse_options --all --staged -- "$@"
 no_arguments
@@ -108,13 +121,14 @@ if [[ ${#FILES[@]} -eq 0 || -z ${FILES[0]} ]]; then
   printf 'lint: nothing to check\n'
   exit 0
 fi
+start_tidy
 check_formats
 check_types
 check "include graph" "$PYTHON" scripts/check_includes.py
 for name in headers words ascii sizes shell; do
   check "$name" "$PYTHON" scripts/check_sources.py "$name" "${FILES[@]}"
 done
-check_tidy
+finish_tidy
 "$PYTHON" scripts/check_sources.py long "${FILES[@]}" | while read -r line; do
   printf 'long    %s\n' "$line"
 done

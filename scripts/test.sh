@@ -4,12 +4,13 @@
 #: Sets up, builds everything with tests, and runs them all; both runners print their own summary:
 #:   ctest in build/release     C++ tests: unit, smoke, gpu (skipped with a reason without a GPU)
 #:   ctest in build/asan        the torch-free C++ tests under address, undefined, leak sanitizers
-#:   ctest in build/fuzz        libFuzzer on the file readers, 30 s each (skipped without clang)
+#:   ctest in build/fuzz        libFuzzer on the file readers, 15 s each (skipped without clang)
 #:   pytest in tests/           Python package, results, faults, launcher, installation
 #:
 #: Options
-#:   --all           also the slow tests, the thread sanitizer on the torch-free build (build/tsan),
-#:                   and the address sanitizer with LibTorch (build/asan_torch)
+#:   --all           also the slow tests, fuzzers for a minute each, the thread sanitizer on the
+#:                   torch-free build (build/tsan), and the address sanitizer with LibTorch
+#:                   (build/asan_torch)
 #:   -k EXPRESSION   only what matches: pytest's -k, ctest's -R; leaves the sanitizers out
 #:
 #: Exit code: 0 if every runner passed, else 1; all of them run even if the first one fails.
@@ -57,7 +58,9 @@ run_fuzzers() {
     printf 'skipped: the fuzzers: no clang++ with libFuzzer (apt: clang, libclang-rt-dev)\n'
     return 0
   fi
-  run_sanitizer fuzz
+  local seconds=15
+  [[ ! -v OPTION[all] ]] || seconds=60
+  run_sanitizer fuzz "-DPAPERLAB_FUZZ_SECONDS=$seconds"
 }
 
 run_pytest() {

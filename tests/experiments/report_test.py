@@ -63,22 +63,31 @@ def test_page_is_good_in_chromium(sample: Sample, view: Open, width: int) -> Non
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_page_of_the_committed_results_is_good(tmp_path: Path, view: Open, width: int) -> None:
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]], int]:
+    """The page of the committed results, its claims and how many figures it has."""
+    out = tmp_path_factory.mktemp("committed") / "results"
     claims: list[tuple[str, str]] = []
     num_figures = 0
-    for committed in sorted(EXPERIMENTS.glob("*/results/small.json")):
-        result = json.loads(committed.read_text(encoding="utf-8"))
-        folder = tmp_path / "results" / result["paper"]
+    for path in sorted(EXPERIMENTS.glob("*/results/small.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        folder = out / result["paper"]
         folder.mkdir(parents=True)
-        shutil.copy(committed, folder / "result.json")
-        config = committed.parents[1] / "config.json"
-        figures.draw_all(config, tmp_path / "results")
+        shutil.copy(path, folder / "result.json")
+        config = path.parents[1] / "config.json"
+        figures.draw_all(config, out)
         claims += [(result["paper"], claim["id"]) for claim in result["claims"]]
         num_figures += len(json.loads(config.read_text(encoding="utf-8"))["figures"])
     assert claims
-    assert report.write_report(tmp_path / "results", EXPERIMENTS) == []
-    page = tmp_path / "results" / "report" / "index.html"
+    assert report.write_report(out, EXPERIMENTS) == []
+    return out / "report" / "index.html", claims, num_figures
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_of_the_committed_results_is_good(
+    committed: tuple[Path, list[tuple[str, str]], int], view: Open, width: int
+) -> None:
+    page, claims, num_figures = committed
     assert view(page, width).problems(claims, num_figures) == []
 
 

@@ -1,0 +1,1 @@
+// Compiled so that torch_headers.h is: see Targets.cmake.
