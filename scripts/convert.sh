@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 #: Usage: ./paperlab convert FILE.gguf DIR [--dtype TYPE] [--force]
+#:        ./paperlab convert MODEL_DIR DIR [--dtype TYPE] [--force]
 #:
 #: Turns a GGUF file into a Hugging Face directory: config.json, generation_config.json, weights
 #: (model.safetensors, in shards above 5 GB), tokenizer.json and tokenizer_config.json. Config,
@@ -10,17 +11,21 @@
 #: of numbers that the package gguf can dequantise. Settings and tensors that are not known are
 #: refused, and so are damaged files and weights that are NaN.
 #:
+#: MODEL_DIR is a Hugging Face directory of any architecture, whose weights get another type of
+#: numbers, a piece at a time: the model may be larger than the memory.
+#:
 #: DIR is complete or not there. A finished conversion of the same file is left alone.
 #:
 #: Options
 #:   --dtype   float32 (default), bfloat16 or float16
 #:   --force   replace a model that is in DIR
 #:
-#: Python: paperlab.convert.gguf(FILE, DIR).
+#: Python: paperlab.convert.gguf(FILE, DIR), checkpoint(MODEL_DIR, DIR, dtype=TYPE).
 #:
 #: Examples
 #:   ./paperlab convert SmolLM2-135M-Instruct.Q4_1.gguf smollm2
 #:   ./paperlab convert model.gguf model --dtype bfloat16
+#:   ./paperlab convert model half --dtype float16
 
 source "$ROOT/scripts/build_tree.sh"
 

@@ -15,12 +15,14 @@
 #:   --stride N         tokens from a window to the next (default: the context)
 #:   --buckets A,B,...  edges of positions (default 0,128,512,1024,2048 and so on to the context)
 #:   --dtype TYPE       float32, float64, bfloat16 or float16; default: that of the files
+#:   --stream           weights stay in the file until they are used: for a model larger than memory
 #:   --json FILE        write the results there too
 #:
 #: Every token but a document's first is scored once, by the first window that reaches it; its
 #: position is how many tokens of the window came before the one that predicts it. The bytes of
 #: the first token do not count in bits per byte.
-#: PAPERLAB_NUM_THREADS sets the threads. Python: paperlab.eval.score, perplexity, encode.
+#: PAPERLAB_NUM_THREADS sets the threads. Python: paperlab.eval.score, perplexity, encode,
+#: streamed.
 #:
 #: Examples
 #:   ./paperlab eval --model ~/.cache/paperlab/models/smollm2 --text README.md
@@ -29,7 +31,7 @@
 source "$ROOT/scripts/build_tree.sh"
 
 parse_options --model= --text=+ --data= --domains= --split= --documents= --context= --stride= \
-  --buckets= --dtype= --json= -- "$@"
+  --buckets= --dtype= --json= --stream -- "$@"
 no_arguments
 [[ -v OPTION[model] ]] || fail 2 "needs --model DIR"
 [[ ${#REPEATED[@]} -gt 0 || -v OPTION[data] ]] || fail 2 "needs --text FILE or --data RECIPE"
@@ -49,6 +51,7 @@ words=()
 for name in model data domains split documents context stride buckets dtype json; do
   [[ ! -v OPTION[$name] ]] || words+=("--$name=${OPTION[$name]}")
 done
+[[ ! -v OPTION[stream] ]] || words+=(--stream)
 for ((i = 1; i < ${#REPEATED[@]}; i += 2)); do words+=("--text=${REPEATED[i]}"); done
 
 prepare run paperlab_run

@@ -10,6 +10,7 @@
 #:   --set KEY=VALUE  overrides one value, as in training.steps=100; may be repeated
 #:   --out DIR        of the run (default results/train/NAME of FILE)
 #:   --resume WHEN    auto (default) or never, which begins anew
+#:   --processes N    of this machine share each batch and the threads (default 1)
 #:   --print-config   prints all values, defaults too, and ends
 #:
 #: Config (one of each | must be given; ... have defaults)
@@ -25,8 +26,8 @@
 #:   licence    of the model, for its card ("unknown" unless stated)
 #:
 #: The share that progress shows is of a matrix product's speed, measured at the start.
-#: PAPERLAB_NUM_THREADS sets the threads. Exit code: 0; 1 with one line on stderr; 2 for an error
-#: of the command line or the config; 130 after Ctrl-C, which writes a checkpoint.
+#: PAPERLAB_NUM_THREADS sets the threads of each process. Exit code: 0; 1 with one line on stderr;
+#: 2 for an error of the command line or the config; 130 after Ctrl-C, which writes a checkpoint.
 #: Python: paperlab.train.fit.
 #:
 #: Example: tiny.json stands in libpaperlab/paperlab/train/README.md
@@ -34,7 +35,7 @@
 
 source "$ROOT/scripts/build_tree.sh"
 
-parse_options --config= --set=+ --out= --resume= --print-config -- "$@"
+parse_options --config= --set=+ --out= --resume= --processes= --print-config -- "$@"
 no_arguments
 [[ -v OPTION[config] ]] || fail 2 "needs --config FILE"
 [[ -f ${OPTION[config]} && -r ${OPTION[config]} ]] ||
@@ -48,6 +49,7 @@ out=${OPTION[out]:-$(default_results)/train/${name%.*}}
 
 words=("--config=${OPTION[config]}" "--out=$out")
 [[ ! -v OPTION[resume] ]] || words+=("--resume=${OPTION[resume]}")
+[[ ! -v OPTION[processes] ]] || words+=("--processes=${OPTION[processes]}")
 [[ ! -v OPTION[print-config] ]] || words+=(--print-config)
 for ((i = 1; i < ${#REPEATED[@]}; i += 2)); do words+=("--set=${REPEATED[i]}"); done
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 
 #include "bindings/src/choice.h"
 #include "bindings/src/registrars.h"
@@ -45,6 +46,8 @@ cca::Options options(const std::string& function, std::int64_t group_size, std::
   return made;
 }
 
+using State = std::tuple<std::int64_t, std::int64_t, int, int, int, std::int64_t>;  // pickled
+
 using Counts = py::typing::Dict<py::str, py::int_>;
 
 Counts cost(std::int64_t length, const cca::Options& given, std::int64_t heads,
@@ -71,7 +74,24 @@ void register_cca(py::module_& m) {
   py::class_<cca::Options>(m, "CcaOptions")
       .def_readonly("group_size", &cca::Options::group_size)
       .def_readonly("window", &cca::Options::window)
-      .def_readonly("keep_first", &cca::Options::keep_first);
+      .def_readonly("keep_first", &cca::Options::keep_first)
+      .def(py::pickle(
+          [](const cca::Options& given) {
+            return State(given.group_size, given.window, static_cast<int>(given.pooling),
+                         static_cast<int>(given.boundary), static_cast<int>(given.weights_per),
+                         given.keep_first);
+          },
+          [](const State& state) {
+            const auto& [group_size, window, pooling, boundary, weights_per, keep_first] = state;
+            const cca::Options made{group_size,
+                                    window,
+                                    static_cast<cca::Pooling>(pooling),
+                                    static_cast<cca::Boundary>(boundary),
+                                    static_cast<cca::WeightsPer>(weights_per),
+                                    keep_first};
+            cca::validate("CcaOptions", made);
+            return made;
+          }));
   m.def("cca_options", &options, py::arg("function"), py::arg("group_size"), py::arg("window"),
         py::arg("pooling"), py::arg("boundary"), py::arg("weights_per"), py::arg("keep_first"));
   m.def("cca_cost", &cost, py::arg("length"), py::arg("options"), py::arg("heads"),

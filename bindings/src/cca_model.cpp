@@ -34,6 +34,13 @@ void register_cca_model(py::module_& m) {
       },
       py::arg("model"), py::arg("options"));
   m.def(
+      "cca_applied",
+      [](const nn::HfDecoder& model) {
+        const cca::Options* options = cca::applied(*model.decoder);
+        return options == nullptr ? std::nullopt : std::optional(*options);
+      },
+      py::arg("model"));
+  m.def(
       "cca_remove", [](const nn::HfDecoder& model) { cca::remove(*model.decoder); },
       py::arg("model"));
   m.def("cca_attention_of_rows", &attention_of_rows, py::arg("query"), py::arg("key"),

@@ -1,6 +1,8 @@
 #include <c10/util/Exception.h>
+#include <torch/csrc/Exceptions.h>
 
 #include <exception>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -32,8 +34,8 @@ void set_os_error(const IoError& error) {
   }
 }
 
-// A bad argument is a ValueError or TypeError, a refused file an OSError; CudaError stays what
-// std::runtime_error becomes.
+// A bad argument is a ValueError or TypeError, a refused file an OSError; what LibTorch throws
+// besides is what its own functions raise (torch.OutOfMemoryError, torch.AcceleratorError, ...).
 void translate(std::exception_ptr pointer) {
   try {
     std::rethrow_exception(std::move(pointer));
@@ -49,6 +51,26 @@ void translate(std::exception_ptr pointer) {
     set_error(PyExc_TypeError, error.what_without_backtrace());
   } catch (const c10::ValueError& error) {
     set_error(PyExc_ValueError, error.what_without_backtrace());
+  } catch (const c10::Error&) {
+    torch::translate_exception_to_python(std::current_exception());
+  } catch (const python_error&) {  // of Python code that LibTorch called: hooks, modes
+    torch::translate_exception_to_python(std::current_exception());
+  }
+}
+
+// Run by the interpreter's main thread between two instructions.
+int warn(void* notice) {
+  const std::unique_ptr<std::string> text(static_cast<std::string*>(notice));
+  return PyErr_WarnEx(PyExc_UserWarning, text->c_str(), 1);
+}
+
+// Operators run without the interpreter's lock and in threads that Python does not know.
+void warn_later(const std::string& notice) {
+  auto text = std::make_unique<std::string>(notice);
+  if (Py_IsInitialized() != 0 && Py_AddPendingCall(&warn, text.get()) == 0) {
+    text.release();  // NOLINT(bugprone-unused-return-value): `warn` owns it
+  } else {
+    TORCH_WARN(notice);
   }
 }
 
@@ -81,6 +103,7 @@ void register_core(py::module_& m) {
       },
       py::arg("name"));
   m.def("get_backend", [] { return ops::backend_name(ops::backend()); });
+  ops::set_notice_handler(&warn_later);
 }
 
 }  // namespace paperlab::bindings

@@ -61,6 +61,18 @@ void read_into(const io::SafetensorsFile& file,
   file.file().read(ranges, *default_executor());
 }
 
+// The bytes of a tensor from `begin` on, as many as the buffer holds.
+void read_range(const io::SafetensorsFile& file, const std::string& name, std::uint64_t begin,
+                const py::buffer& buffer) {
+  const std::span<std::byte> bytes = bytes_of(buffer, /*is_writable=*/true);
+  const io::TensorEntry& tensor = file.at(name);
+  require<ShapeError>(begin <= tensor.num_bytes && bytes.size() <= tensor.num_bytes - begin,
+                      "read_range", "a part of " + std::to_string(tensor.num_bytes) + " bytes",
+                      std::to_string(bytes.size()) + " from " + std::to_string(begin));
+  const py::gil_scoped_release without_gil;
+  file.file().read({tensor.offset + begin, bytes.size(), bytes.data()});
+}
+
 std::vector<io::TensorSpec> to_specs(const std::vector<Spec>& specs) {
   std::vector<io::TensorSpec> tensors;
   for (const auto& [name, type, shape] : specs) {
@@ -116,7 +128,8 @@ void register_io(py::module_& m) {
       .def(py::init(&open_file), py::arg("path"))
       .def_property_readonly("tensors", &tensors_of)
       .def_property_readonly("metadata", &io::SafetensorsFile::metadata)
-      .def("read_into", &read_into, py::arg("targets"));
+      .def("read_into", &read_into, py::arg("targets"))
+      .def("read_range", &read_range, py::arg("name"), py::arg("begin"), py::arg("buffer"));
 
   py::class_<io::SafetensorsWriter>(m, "SafetensorsWriter")
       .def(py::init(&new_writer), py::arg("path"), py::arg("tensors"), py::arg("metadata"))

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
   paperlab::bindings::register_io(m);
   paperlab::bindings::register_mudd(m);
   paperlab::bindings::register_nn(m);
+  paperlab::bindings::register_nn_encoder(m);
   paperlab::bindings::register_cca_model(m);
   paperlab::bindings::register_mudd_model(m);
   paperlab::bindings::register_regular_language(m);

@@ -14,12 +14,14 @@
 
 #include "bindings/src/choice.h"
 #include "bindings/src/dtypes.h"
+#include "bindings/src/linear_parts.h"
 #include "bindings/src/registrars.h"
 #include "paperlab/eval/perplexity.h"
 #include "paperlab/nn/generate.h"
 #include "paperlab/nn/load.h"
 #include "paperlab/nn/roles.h"
 #include "paperlab/nn/save.h"
+#include "paperlab/nn/streamed.h"
 
 namespace paperlab::bindings {
 namespace {
@@ -33,24 +35,6 @@ using OnWindow = std::function<bool(std::int64_t)>;
 
 const std::map<std::string, nn::Init> kInits = {
     {"normal", nn::Init::kNormal}, {"gpt_neox", nn::Init::kGptNeoX}, {"xavier", nn::Init::kXavier}};
-
-// A Python function in a linear layer's place.
-class PythonLinear final : public nn::Linear {
- public:
-  PythonLinear(Function function, std::shared_ptr<const nn::Linear> original)
-      : function_(std::move(function)), original_(std::move(original)) {}
-
-  at::Tensor forward(const at::Tensor& x) const override {
-    const nn::UserCode user_code;
-    return function_(x);
-  }
-
-  const std::shared_ptr<const nn::Linear>& original() const { return original_; }
-
- private:
-  Function function_;
-  std::shared_ptr<const nn::Linear> original_;
-};
 
 // Weight files that a Python object writes, which has these methods.
 class PythonWeightFiles final : public nn::WeightFiles {
@@ -80,17 +64,20 @@ class PythonWeightFiles final : public nn::WeightFiles {
   const py::object& files_;
 };
 
-std::shared_ptr<const nn::Linear> original_of(const nn::LinearSlot& slot) {
-  const auto* python = dynamic_cast<const PythonLinear*>(slot.layer.get());
-  return python == nullptr ? slot.layer : python->original();
-}
-
 nn::HfDecoder load(const py::bytes& directory, const std::optional<std::string>& dtype,
                    bool is_mapped) {
   const std::string path = directory;
   const auto type = dtype ? std::optional(choice(kDtypes, "load", "dtype", *dtype)) : std::nullopt;
   const py::gil_scoped_release without_gil;
   return nn::load(path, type, is_mapped);
+}
+
+nn::HfDecoder load_streamed(const py::bytes& directory, const std::optional<std::string>& dtype) {
+  const std::string path = directory;
+  const auto type =
+      dtype ? std::optional(choice(kDtypes, "streamed", "dtype", *dtype)) : std::nullopt;
+  const py::gil_scoped_release without_gil;
+  return nn::load_streamed(path, type);
 }
 
 nn::HfDecoder new_decoder(const std::string& config, const std::string& init, std::uint64_t seed,
@@ -173,41 +160,13 @@ void register_cache(py::module_& m) {
       .def_readwrite("on_tokens", &nn::GenerateOptions::on_tokens);
 }
 
-void register_parts(py::class_<nn::HfDecoder>& decoder) {
-  decoder
-      .def("linear_names",
-           [](const nn::HfDecoder& model) {
-             std::vector<std::string> names;
-             for (const nn::LinearSlot* slot : model.decoder->linears()) {
-               names.push_back(slot->name);
-             }
-             return names;
-           })
-      .def("replace_linear",
-           [](const nn::HfDecoder& model, const std::string& name, Function function) {
-             nn::LinearSlot& slot = model.decoder->linear(name);
-             slot.layer = std::make_shared<PythonLinear>(std::move(function), original_of(slot));
-           })
-      .def("restore_linear",
-           [](const nn::HfDecoder& model, const std::string& name) {
-             nn::LinearSlot& slot = model.decoder->linear(name);
-             slot.layer = original_of(slot);
-           })
-      .def("add_linear_hook",
-           [](const nn::HfDecoder& model, nn::LinearHook hook) {
-             return model.decoder->add_linear_hook(std::move(hook));
-           })
-      .def("remove_linear_hook", [](const nn::HfDecoder& model, std::int64_t id) {
-        model.decoder->remove_linear_hook(id);
-      });
-}
-
 }  // namespace
 
 void register_nn(py::module_& m) {
   register_cache(m);
   py::class_<nn::HfDecoder> decoder(m, "Decoder");
   decoder.def_static("load", &load, py::arg("directory"), py::arg("dtype"), py::arg("is_mapped"))
+      .def_static("load_streamed", &load_streamed, py::arg("directory"), py::arg("dtype"))
       .def_static("from_config", &new_decoder, py::arg("config"), py::arg("init"), py::arg("seed"),
                   py::arg("dtype"))
       .def("copy", &copy)
@@ -267,7 +226,7 @@ void register_nn(py::module_& m) {
                                 with_signals);
           },
           py::arg("tokens"), py::arg("attention_mask"), py::arg("options"), NoGil());
-  register_parts(decoder);
+  register_linear_parts(decoder, &nn::HfDecoder::decoder);
   m.def("token_nll", &token_nll, py::arg("model"), py::arg("tokens"), py::arg("context"),
         py::arg("stride"), py::arg("on_window"), NoGil());
   m.def("token_nll", &token_nll_of, py::arg("logits"), py::arg("tokens"), py::arg("context"),

@@ -13,6 +13,7 @@ void register_io(pybind11::module_& m);
 void register_mudd(pybind11::module_& m);
 void register_mudd_model(pybind11::module_& m);
 void register_nn(pybind11::module_& m);
+void register_nn_encoder(pybind11::module_& m);
 void register_regular_language(pybind11::module_& m);
 void register_train(pybind11::module_& m);
 

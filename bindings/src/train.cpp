@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <exception>
 #include <functional>
 #include <map>
 #include <optional>
@@ -28,8 +29,8 @@ const std::map<std::string, train::ScheduleKind> kSchedules = {
     {"cosine", train::ScheduleKind::kCosine},
     {"wsd", train::ScheduleKind::kWsd}};
 
-// Whether to go on, and measures for the event file.
-using Reply = std::pair<bool, std::map<std::string, double>>;
+// Whether to go on, whether it was interrupted, and measures for the event file.
+using Reply = std::tuple<bool, bool, std::map<std::string, double>>;
 using Columns = std::tuple<std::vector<double>, std::vector<double>, std::vector<double>, bool>;
 
 // State of the data; both or none are given.
@@ -42,8 +43,8 @@ Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
             const std::optional<GetState>& data_state,
             const std::optional<SetState>& load_data_state) {
   const auto report = [&on_step](const train::StepRecord& record) {
-    const Reply reply = on_step(record);
-    return train::StepReply{reply.first, {reply.second.begin(), reply.second.end()}};
+    const auto [goes_on, is_interrupted, measures] = on_step(record);
+    return train::StepReply{goes_on, {measures.begin(), measures.end()}, is_interrupted};
   };
   train::FitCallbacks callbacks{std::move(batch), report};
   if (data_state && load_data_state) {
@@ -52,19 +53,26 @@ Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
   }
   const train::History history = train::fit(model, options, callbacks);
   Columns columns;
-  auto& [loss, grad_norm, learning_rate, is_complete] = columns;
+  auto& [loss, grad_norm, learning_rate, is_interrupted] = columns;
   for (const train::StepRecord& record : history.records) {
     loss.push_back(record.loss);
     grad_norm.push_back(record.grad_norm);
     learning_rate.push_back(record.learning_rate);
   }
-  is_complete = history.is_complete;
+  is_interrupted = history.is_interrupted;
   return columns;
 }
 
 }  // namespace
 
 void register_train(py::module_& m) {
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
+    try {
+      std::rethrow_exception(std::move(pointer));
+    } catch (const train::LostProcess& lost) {
+      PyErr_SetString(PyExc_ConnectionError, lost.what());
+    }
+  });
   py::class_<train::StepRecord>(m, "StepRecord")
       .def_readonly("step", &train::StepRecord::step)
       .def_readonly("loss", &train::StepRecord::loss)
@@ -106,7 +114,12 @@ void register_train(py::module_& m) {
       .def_readwrite("checkpoint_every", &Options::checkpoint_every)
       .def_readwrite("keep", &Options::keep)
       .def_readwrite("resumes", &Options::resumes)
-      .def_readwrite("seed", &Options::seed);
+      .def_readwrite("seed", &Options::seed)
+      .def_readwrite("shards_optimizer", &Options::shards_optimizer)
+      .def_readwrite("bucket_bytes", &Options::bucket_bytes)
+      .def("set_group", [](Options& options, const std::string& name) {
+        options.processes = train::processes_of_group(name);
+      });
   m.def("fit", &fit, py::arg("model"), py::arg("options"), py::arg("batch"), py::arg("on_step"),
         py::arg("data_state"), py::arg("load_data_state"),
         py::call_guard<py::gil_scoped_release>());

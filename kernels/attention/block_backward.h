@@ -100,7 +100,7 @@ struct KeyRegisters {
   Sums<Lanes> value[1][S::kHasValue ? S::kWidth / 8 : 1];
 };
 
-// Queries and statistics of a step.
+// Queries and statistics of a step; products may follow.
 template <class S, class Lanes>
 PAPERLAB_HD void load_query_step(Lanes& warp, int number, KeyMemory<S>& memory,
                                  const BackwardLaunch& launch, int step) {
@@ -115,6 +115,7 @@ PAPERLAB_HD void load_query_step(Lanes& warp, int number, KeyMemory<S>& memory,
       memory.rows[step % 2][row] = row_statistics(launch, tile, row);
     }
   });
+  warp.converge();
 }
 
 // `task()` is the block's work.

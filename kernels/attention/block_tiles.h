@@ -35,7 +35,8 @@ PAPERLAB_HD inline Pack load_bits(const Bits* from, std::int64_t count) {
 }
 
 // Begins to fill a tile: rows of head_dim elements, zeros behind them; row_at(row) is an address or
-// null: zeros. Whole packs travel asynchronously. All warps of the block take part.
+// null: zeros. Whole packs travel asynchronously. All warps of the block take part; at the end
+// their lanes are together again, so that products may follow.
 template <int kWidth, int kRows, class Lanes, class RowAt>
 PAPERLAB_HD void load_tile(Lanes& warp, int number, Bits* tile, std::int64_t head_dim,
                            bool is_whole, const Bits* anywhere, RowAt row_at) {
@@ -56,6 +57,7 @@ PAPERLAB_HD void load_tile(Lanes& warp, int number, Bits* tile, std::int64_t hea
       }
     }
   });
+  warp.converge();
 }
 
 // Rows of the queries' shape.

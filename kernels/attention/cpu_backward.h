@@ -237,9 +237,8 @@ inline void differentiate(const AttentionUnit& unit, const KeyBlock& part, const
   outer_sums<Word>(memory.grads_by_row, num_keys, tile.query, width, mask.limits, num_vectors,
                    sums.key);
   fill(memory.vectors + kTileRows, kTileRows, 1.0F);
-  weighted_sums<Word>(panels.key_by_key.row, panels.key_by_key.stride, unit.head_dim,
-                      memory.grads_by_key, in_words<Word>(mask.limits), num_vectors,
-                      memory.vectors + kTileRows, grad_query);
+  weighted_block<Word>(mask, panels.key_by_key, num_keys, unit.head_dim, memory.grads_by_key,
+                       num_vectors, memory.vectors + kTileRows, grad_query);
 }
 
 // Key blocks first..first+count-1, all of one stream, which use each row tile together.

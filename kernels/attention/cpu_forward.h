@@ -2,7 +2,7 @@
 // The forward pass of some row tiles of a unit: one online softmax over both key streams.
 // Include only from cpu.cpp or cpu_bfloat16.cpp.
 
-#include "kernels/attention/cpu_panels.h"
+#include "kernels/attention/cpu_hidden.h"
 
 namespace paperlab::kernels::PAPERLAB_ISA {
 namespace {
@@ -122,8 +122,8 @@ inline void attend(const AttentionUnit& unit, const KeyBlock& part, const Panel&
     mask_logits(mask, num_vectors, logits, largest);
   }
   to_weights<Word>(mask.limits, num_vectors, largest, logits, tile, keep);
-  weighted_sums<Word>(value.row, value.stride, unit.head_dim, logits, in_words<Word>(mask.limits),
-                      num_vectors, keep, tile.out);
+  weighted_block<Word>(mask, value, part.end - part.begin, unit.head_dim, logits, num_vectors, keep,
+                       tile.out);
 }
 
 inline void finish_tile(const ForwardTask& task, ForwardTile& tile, float* staging) {

@@ -2,7 +2,9 @@
 #include "kernels/attention/cuda.h"
 
 #include "kernels/attention/cuda_blocks.cuh"
+#include "kernels/attention/cuda_hopper.h"
 #include "kernels/attention/cuda_launch.h"
+#include "kernels/common/cuda/architecture.h"
 
 namespace paperlab::kernels {
 namespace {
@@ -62,7 +64,11 @@ void attention_cuda(const AttentionInputs& inputs, const AttentionOutputs& outpu
   const ForwardLaunch launch = forward_launch(inputs, outputs, workspace);
   with_element(inputs.query.dtype, [&]<class E>(ElementType<E>) {
     if constexpr (sizeof(E) == 2) {
-      launch_forward<E>(launch, context);
+      if (fits_hopper(launch) && current_device_facts().architecture == 90) {
+        launch_hopper<E>(launch, context);
+      } else {
+        launch_forward<E>(launch, context);
+      }
     } else {
       launch_plain_forward(launch, context);
     }

@@ -1,9 +1,8 @@
 #pragma once
 // The backward pass by tensor cores, for one type of elements (cuda_backward_*.cu).
 
-#include "kernels/attention/block_backward_query.h"
 #include "kernels/attention/cuda_blocks.cuh"
-#include "kernels/attention/cuda_launch.h"
+#include "kernels/attention/cuda_shapes.h"
 
 namespace paperlab::kernels {
 
@@ -35,18 +34,10 @@ void launch_queries(const BackwardLaunch& launch, const Context& context) {
 
 template <class E>
 void launch_backward(const BackwardLaunch& launch, const Context& context) {
-  switch (padded_width(launch.attention.in.query.size[3])) {
-    case 64:
-      launch_keys<BothShape<E, 64>>(launch, context);
-      return launch_queries<QueryTileShape<E, 64>>(launch, context);
-    case 128:
-      launch_keys<BothShape<E, 128>>(launch, context);
-      return launch_queries<QueryTileShape<E, 128>>(launch, context);
-    default:  // two gradients of 256 columns exceed the registers
-      launch_keys<KeyShape<E, 256, 32, false, true>>(launch, context);
-      launch_keys<KeyShape<E, 256, 32, true, false>>(launch, context);
-      return launch_queries<QueryTileShape<E, 256>>(launch, context);
-  }
+  with_backward_shapes<E>(
+      launch.attention.in.query.size[3],
+      [&](auto shape) { launch_keys<typename decltype(shape)::Type>(launch, context); },
+      [&](auto shape) { launch_queries<typename decltype(shape)::Type>(launch, context); });
 }
 
 }  // namespace paperlab::kernels

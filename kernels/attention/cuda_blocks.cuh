@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/common/cuda/architecture.h"
 #include "kernels/common/cuda/check.cuh"
 #include "kernels/common/cuda/context.h"
 #include "paperlab/core/error.h"
@@ -16,7 +17,8 @@ __device__ Memory& block_memory() {
   return *reinterpret_cast<Memory*>(block_bytes);
 }
 
-// num_blocks blocks with `bytes` of shared memory each.
+// num_blocks blocks with `bytes` of shared memory each. Throws UnsupportedError if the device has
+// fewer for a block.
 template <class Kernel, class... Arguments>
 void launch_blocks(Kernel kernel, std::int64_t num_blocks, int num_threads, std::size_t bytes,
                    const Context& context, const Arguments&... arguments) {
@@ -25,7 +27,8 @@ void launch_blocks(Kernel kernel, std::int64_t num_blocks, int num_threads, std:
   }
   require<ShapeError>(num_blocks < std::int64_t{1} << 31, "attention_cuda",
                       "at most 2^31 - 1 blocks of work", std::to_string(num_blocks));
-  if (bytes > 48 * 1024) {
+  if (static_cast<std::int64_t>(bytes) > kPlainSharedMemory) {
+    check_shared_memory("attention_cuda", static_cast<std::int64_t>(bytes), current_device_facts());
     PAPERLAB_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(bytes)));
   }

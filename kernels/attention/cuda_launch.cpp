@@ -1,6 +1,8 @@
 // What the GPU's blocks are given, from a problem's views.
 #include "kernels/attention/cuda_launch.h"
 
+#include "kernels/attention/cuda_hopper.h"
+
 namespace paperlab::kernels {
 namespace {
 
@@ -25,7 +27,35 @@ bool gradients_have_packs(const AttentionGradients& of) {
          has_packs<E>(of.prefix_value);
 }
 
+// Strides of dimensions with one place do not matter.
+bool fits_boxes(const ConstTensorView& view) {
+  bool fits = true;
+  for (int i = 0; i < 3; ++i) {
+    fits = fits && view.size[i] < std::int64_t{1} << 31 &&
+           (view.size[i] <= 1 || (view.stride[i] > 0 && view.stride[i] < std::int64_t{1} << 39));
+  }
+  return view.data == nullptr || fits;
+}
+
 }  // namespace
+
+bool fits_hopper(const ForwardLaunch& launch) {
+  const AttentionInputs& in = launch.attention.in;
+  return launch.partials == nullptr && launch.attention.is_whole && in.query.size[3] <= 128 &&
+         fits_boxes(in.key) && fits_boxes(in.value) && fits_boxes(in.prefix_key) &&
+         fits_boxes(in.prefix_value);
+}
+
+BoxTensor key_boxes(const ConstTensorView& view, int box_rows) {
+  BoxTensor boxes{view.data, view.dtype, {}, {}, static_cast<std::uint32_t>(box_rows)};
+  boxes.size[0] = static_cast<std::uint64_t>(view.size[3]);
+  for (std::size_t i = 0; i < 3; ++i) {  // rows, heads, batch
+    const std::int64_t stride = view.size[2 - i] <= 1 ? view.size[3] : view.stride[2 - i];
+    boxes.size[i + 1] = static_cast<std::uint64_t>(view.size[2 - i]);
+    boxes.stride[i] = 2 * static_cast<std::uint64_t>(stride);
+  }
+  return boxes;
+}
 
 ForwardLaunch forward_launch(const AttentionInputs& in, const AttentionOutputs& out,
                              void* partials) {

@@ -1,7 +1,6 @@
 // Attention in float32 and float64: the blocks of block_plain.h and block_plain_backward.h.
-#include "kernels/attention/block_plain_backward.h"
 #include "kernels/attention/cuda_blocks.cuh"
-#include "kernels/attention/cuda_launch.h"
+#include "kernels/attention/cuda_shapes.h"
 
 // ptxas-budget plain_forward_kernel: 128 registers, 0 bytes
 // ptxas-budget plain_key_kernel: 184 registers, 0 bytes
@@ -52,24 +51,16 @@ void launch_backward_of(const BackwardLaunch& launch, const Context& context) {
 
 void launch_plain_forward(const ForwardLaunch& launch, const Context& context) {
   const ConstTensorView& query = launch.attention.in.query;
-  if (query.dtype == DType::kFloat64) {
-    launch_forward_of<PlainDouble>(launch, context);
-  } else if (query.size[3] <= 128) {
-    launch_forward_of<PlainForward128>(launch, context);
-  } else {
-    launch_forward_of<PlainForward256>(launch, context);
-  }
+  with_plain_forward_shape(query.dtype, query.size[3], [&](auto shape) {
+    launch_forward_of<typename decltype(shape)::Type>(launch, context);
+  });
 }
 
 void launch_plain_backward(const BackwardLaunch& launch, const Context& context) {
   const ConstTensorView& query = launch.attention.in.query;
-  if (query.dtype == DType::kFloat64) {
-    launch_backward_of<PlainDouble>(launch, context);
-  } else if (query.size[3] <= 128) {
-    launch_backward_of<PlainBackward128>(launch, context);
-  } else {
-    launch_backward_of<PlainBackward256>(launch, context);
-  }
+  with_plain_backward_shape(query.dtype, query.size[3], [&](auto shape) {
+    launch_backward_of<typename decltype(shape)::Type>(launch, context);
+  });
 }
 
 }  // namespace paperlab::kernels

@@ -39,16 +39,21 @@ PAPERLAB_HD inline int affine_label(const AffineGroup& group, std::uint32_t i) {
 
 // All strings of a length that end with `query`, labelled as even pairs: y = +1 iff the first token
 // equals the last, so the first token carries the label. Each length weighs 1 in all.
-inline AffineGroup even_pairs_group(int length, int query) {
-  AffineGroup group;
+PAPERLAB_HD inline void set_even_pairs(AffineGroup& group, int length, int query) {
   group.length = length;
   group.query = query;
   group.num_bits = length - 1;
   group.weight = 1.0 / static_cast<double>(std::int64_t{1} << static_cast<unsigned>(length));
-  for (int l = 0; l + 1 < length; ++l) {
-    group.mask[l] = 1U << static_cast<unsigned>(l);
+  for (int l = 0; l < kMaxStringLength; ++l) {
+    group.mask[l] = l + 1 < length ? 1U << static_cast<unsigned>(l) : 0U;
+    group.flip[l] = 0;
   }
   group.flip[0] = static_cast<std::uint8_t>(length > 1 ? query : 0);
+}
+
+inline AffineGroup even_pairs_group(int length, int query) {
+  AffineGroup group;
+  set_even_pairs(group, length, query);
   return group;
 }
 

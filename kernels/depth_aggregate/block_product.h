@@ -167,6 +167,7 @@ struct TensorTile {
   template <class Block>
   static PAPERLAB_HD void add_terms(Block& team, const ProductMemory<float>& memory,
                                     const ProductTask& task) {
+    converge(team);  // the loads of the next terms branch
     PAPERLAB_ROLLED
     for (int term = 0; term < kTileTerms; term += kTensorTerms) {
       team.each_alone([&](int thread, Registers& own) {

@@ -55,12 +55,25 @@ struct TensorStep {
   float* sums;         // [4]
 };
 
-// get(registers) is the step of a lane.
+// Until all lanes of a warp are here, as the steps below need them: behind branches that threads
+// take by their own values nothing else promises that.
+template <class R>
+PAPERLAB_HD void converge([[maybe_unused]] const DeviceTeam<R>& team) {
+#ifdef __CUDA_ARCH__
+  __syncwarp();
+#endif
+}
+template <class R>
+void converge([[maybe_unused]] const HostTeam<R>& team) {}
+
+// get(registers) is the step of a lane. Not to be moved into a branch (volatile): all lanes of a
+// warp execute it.
 template <class R, class Get>
 PAPERLAB_HD void multiply_add([[maybe_unused]] DeviceTeam<R>& team, [[maybe_unused]] Get get) {
 #ifdef __CUDA_ARCH__
   const TensorStep step = get(team.registers);
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(step.sums[0]), "+f"(step.sums[1]), "+f"(step.sums[2]), "+f"(step.sums[3])
       : "r"(__float_as_uint(step.left[0])), "r"(__float_as_uint(step.left[1])),

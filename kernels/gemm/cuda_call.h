@@ -20,7 +20,7 @@ struct ColumnMajor {
   std::int64_t ld = 0;
 };
 
-// D = f(op(A) op(B) + beta C + bias of each row), f the identity or GELU.
+// D = f(op(A) op(B) + beta C + bias of each row), f the identity or GELU in its tanh form.
 struct LtCall {
   ColumnMajor a;
   ColumnMajor b;
@@ -53,18 +53,21 @@ inline bool is_aligned(const void* data, std::uintptr_t bytes) {
 }
 
 // The library's epilogues are for results of the operands' dtype up to 32 bits and need an aligned
-// bias; may_fuse = false leaves them to the pass. A residual comes through beta if nothing but a
+// bias; may_fuse = false leaves them to the pass. Its GELU is the tanh form by the GPU's own tanh,
+// right to 2^-11 (PTX ISA, tanh.approx.f32): for results of 16 bits, whose rounding is as large. A
+// residual comes through beta if nothing but a
 // sum stands between it and the product. Without terms (K = 0) there is no call.
 inline GemmPlan plan_of(const Gemm& problem, const GemmEpilogue& epilogue, bool may_fuse = true) {
   const bool has_call = problem.k > 0;
   const bool has_bias = problem.bias != nullptr;
-  const bool has_gelu = epilogue.activation == Activation::kGelu;
+  const bool has_gelu = epilogue.activation == Activation::kGeluTanh;
   const bool has_gate = epilogue.gate != nullptr;
   const bool has_residual = epilogue.residual != nullptr;
   const bool fuses = may_fuse && has_call && problem.dtype != DType::kFloat64 && !epilogue.is_wide;
   GemmPlan plan;
   plan.bias_in_call = has_bias && fuses && is_aligned(problem.bias, 16);
-  plan.gelu_in_call = has_gelu && fuses && (!has_bias || plan.bias_in_call);
+  const bool is_short = problem.dtype == DType::kBFloat16 || problem.dtype == DType::kFloat16;
+  plan.gelu_in_call = has_gelu && fuses && is_short && (!has_bias || plan.bias_in_call);
   plan.residual_in_call = has_residual && has_call && !has_gelu && !has_gate;
   plan.bias_after = has_bias && !plan.bias_in_call;
   plan.gelu_after = has_gelu && !plan.gelu_in_call;

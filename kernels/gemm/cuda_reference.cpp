@@ -68,7 +68,7 @@ void gemm_epilogue_reference(const Gemm& problem, const GemmEpilogue& epilogue) 
         x += load_number(a.data, dtype, m * a.row_stride + k * a.k_stride) *
              load_number(b.data, dtype, n * b.row_stride + k * b.k_stride);
       }
-      x = epilogue.activation == Activation::kGelu ? tanh_gelu(x) : x;
+      x = epilogue.activation == Activation::kGeluTanh ? tanh_gelu(x) : x;
       if (epilogue.gate != nullptr) {
         x *= load_number(epilogue.gate, dtype_of_c, m * epilogue.gate_stride + n);
       }

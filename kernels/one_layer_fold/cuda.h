@@ -30,4 +30,15 @@ inline void one_layer_fold_cuda(FoldPlanCuda& plan, const OneLayerParameters& pa
   plan.gradient(parameters, gradient, context);
 }
 
+// Even pairs on all strings of 1..parameters.max_length tokens (even_pairs_group) in memory that
+// the caller gives: nothing is allocated, copied or waited for, and nothing is kept between calls.
+// Logits may be any distance apart. All pointers are of the device; workspace: aligned to 16 bytes,
+// free again when the stream gets there. Throw ShapeError for a max_length outside
+// 1..kMaxStringLength, CudaError if a launch fails.
+std::int64_t even_pairs_cuda_workspace(int max_length);  // bytes
+void even_pairs_cuda(const OneLayerParameters& parameters, const OneLayerGradient& gradient,
+                     void* workspace, const Context& context);
+void even_pairs_evaluate_cuda(const OneLayerParameters& parameters, OneLayerEvaluation* out,
+                              void* workspace, const Context& context);
+
 }  // namespace paperlab::kernels

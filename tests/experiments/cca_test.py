@@ -153,6 +153,9 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(driver: Driver, tmp_p
     assert driver.run(tmp_path, "--only", "recall").returncode == 0
     expected = driver.timeless(tmp_path)
     result = driver.result(tmp_path)
+    for claim in result["claims"]:  # gaps of one seed are a report
+        if claim["id"] in ("C1e", "C10c"):
+            assert claim["measured"] is None
     del result["environment"]["rows_s"]["recall"]
     lost = ("recall seed 1 window", "recall:", "recall seed 1 mean")
     for kind in ("scalars", "series"):

@@ -2,11 +2,14 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "paperlab/core/error.h"
 #include "paperlab/io/element_type.h"
 #include "paperlab/mudd/layout.h"
 #include "paperlab/mudd/published.h"
+#include "paperlab/nn/encoder_hf_config.h"
+#include "paperlab/nn/encoder_parameters.h"
 #include "paperlab/nn/hf_config.h"
 #include "tests/fuzz/targets.h"
 
@@ -31,6 +34,13 @@ Json parse(std::string_view text) {
   });
 }
 
+void check(const std::vector<nn::ParameterSpec>& specs) {
+  for (const nn::ParameterSpec& spec : specs) {
+    must(std::all_of(spec.shape.begin(), spec.shape.end(), [](auto n) { return n >= 1; }));
+    must(tensor_bytes(ElementType::kF64, spec.shape).has_value());
+  }
+}
+
 // What a decoder is built from.
 void check(const nn::HfModel& model) {
   const nn::DecoderConfig& c = model.config;
@@ -45,16 +55,20 @@ void check(const nn::HfModel& model) {
   must(c.windows.empty() || static_cast<std::int64_t>(c.windows.size()) == c.num_layers);
   must(std::all_of(c.windows.begin(), c.windows.end(), [](auto w) { return w >= 0; }));
   if (c.num_layers <= kMaxNamedLayers) {
-    for (const nn::ParameterSpec& spec : nn::parameter_specs(c, model.family)) {
-      must(std::all_of(spec.shape.begin(), spec.shape.end(), [](auto n) { return n >= 1; }));
-      must(tensor_bytes(ElementType::kF64, spec.shape).has_value());
-    }
+    check(nn::parameter_specs(c, model.family));
   }
 }
 
 void check_decoder(const Json& config) {
   check(nn::read_hf_config("fuzz/config.json", config));
   check(nn::read_hf_config("fuzz/config.json", config, &config));
+}
+
+void check_encoder(const Json& config) {
+  const nn::EncoderConfig read = nn::read_hf_encoder_config("fuzz/config.json", config).config;
+  if (read.block.num_layers <= kMaxNamedLayers) {
+    check(nn::encoder_parameter_specs(read));
+  }
 }
 
 // What is written describes the model that was read.
@@ -65,10 +79,7 @@ void check_mudd(const Json& config) {
   must(mudd::published_config(again) == written);
   must(mudd::rotary_dim_of(again) == mudd::rotary_dim_of(read));
   if (read.num_layers <= kMaxNamedLayers) {
-    for (const nn::ParameterSpec& spec : mudd::parameter_specs(read)) {
-      must(std::all_of(spec.shape.begin(), spec.shape.end(), [](auto n) { return n >= 1; }));
-      must(tensor_bytes(ElementType::kF64, spec.shape).has_value());
-    }
+    check(mudd::parameter_specs(read));
   }
 }
 
@@ -76,7 +87,7 @@ void check_mudd(const Json& config) {
 
 void fuzz_config(const std::uint8_t* data, std::size_t num_bytes) {
   const std::string_view text(reinterpret_cast<const char*>(data), num_bytes);
-  for (const auto read : {check_decoder, check_mudd}) {
+  for (const auto read : {check_decoder, check_encoder, check_mudd}) {
     try {
       read(parse(text));
     } catch (const Json::exception&) {

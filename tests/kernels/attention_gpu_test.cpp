@@ -13,6 +13,7 @@
 #include "kernels/common/cuda/device_buffer.h"
 #include "paperlab/core/error.h"
 #include "tests/kernels/attention_block_cases.h"
+#include "tests/kernels/attention_hopper_cases.h"
 #include "tests/support/gpu.h"
 
 namespace paperlab::kernels {
@@ -141,6 +142,13 @@ TEST_F(GpuAttentionTest, LongRowsAreWithinTheBound) {
         EXPECT_TRUE(test::is_right({of}, run_on_gpu));
       }
     }
+  }
+}
+
+// On sm_90 the path of TMA and wgmma, else that of mma.sync.
+TEST_F(GpuAttentionTest, RoundsOfTheRingAreWithinTheBound) {
+  for (const BlockCase& of : test::ring_rounds()) {
+    EXPECT_TRUE(test::is_right(of, run_on_gpu));
   }
 }
 

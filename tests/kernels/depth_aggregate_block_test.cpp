@@ -176,8 +176,7 @@ TEST(DepthBlockTest, TheSumAndItsGradientsAreWithinTheBound) {
 
 TEST(DepthBlockTest, StaticWeights) {
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : {Shape{33, 70, 5, 4, 0}, Shape{1100, 8, 3, 1, 0},
-                               Shape{0, 3, 2, 2, 0}, Shape{2, 264, 9, 6, 0}}) {
+    for (const Shape& shape : gpu_static_shapes()) {
       Case of(dtype, shape);
       expect_right_static_weights(emulated(), of);
     }
@@ -296,8 +295,7 @@ TEST(DepthBlockTest, ParametersOfManyTokens) {
 
 TEST(DepthBlockTest, AStepIsItsParts) {
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape :
-         {Shape{33, 64, 9, 4, 36}, Shape{7, 17, 5, 2, 8}, Shape{5, 520, 2, 1, 0}}) {
+    for (const Shape& shape : gpu_step_shapes()) {
       Case whole(dtype, shape);
       expect_step_is_its_parts(emulated(), whole);
     }
@@ -306,7 +304,7 @@ TEST(DepthBlockTest, AStepIsItsParts) {
 
 TEST(DepthBlockTest, MatricesMayLieTurnedOver) {
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : {Shape{33, 64, 9, 4, 36}, Shape{7, 17, 5, 2, 9}}) {
+    for (const Shape& shape : gpu_turned_shapes()) {
       Case of(dtype, shape);
       expect_same_with_turned_matrices(emulated(), of);
     }

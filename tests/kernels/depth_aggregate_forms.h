@@ -64,6 +64,23 @@ inline const std::vector<Shape>& gpu_generator_shapes() {
   return all;
 }
 
+// Weights that all tokens share.
+inline const std::vector<Shape>& gpu_static_shapes() {
+  static const std::vector<Shape> all = {
+      {33, 70, 5, 4, 0}, {1100, 8, 3, 1, 0}, {0, 3, 2, 2, 0}, {2, 264, 9, 6, 0}};
+  return all;
+}
+
+inline const std::vector<Shape>& gpu_step_shapes() {
+  static const std::vector<Shape> all = {{33, 64, 9, 4, 36}, {7, 17, 5, 2, 8}, {5, 520, 2, 1, 0}};
+  return all;
+}
+
+inline const std::vector<Shape>& gpu_turned_shapes() {
+  static const std::vector<Shape> all = {{33, 64, 9, 4, 36}, {7, 17, 5, 2, 9}};
+  return all;
+}
+
 inline void expect_right_sum(const MakeForms& make, Case& of, std::int64_t num_added) {
   SCOPED_TRACE(name(of));
   std::vector<Numbers> before;

@@ -203,8 +203,7 @@ TEST_F(GpuDepthAggregateTest, TheSumAndItsGradientsAreWithinTheBound) {
 
 TEST_F(GpuDepthAggregateTest, StaticWeights) {
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : {Shape{33, 70, 5, 4, 0}, Shape{1100, 8, 3, 1, 0},
-                               Shape{0, 3, 2, 2, 0}, Shape{2, 264, 9, 6, 0}}) {
+    for (const Shape& shape : gpu_static_shapes()) {
       Case of(dtype, shape);
       expect_right_static_weights(on_gpu(), of);
     }
@@ -230,17 +229,18 @@ TEST_F(GpuDepthAggregateTest, TheGeneratorAndItsGradientsAreWithinTheBound) {
 
 TEST_F(GpuDepthAggregateTest, AStepIsItsParts) {
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : {Shape{33, 64, 9, 4, 36}, Shape{7, 17, 5, 2, 8},
-                               Shape{5, 520, 2, 1, 0}, Shape{700, 512, 5, 4, 20}}) {
+    for (const Shape& shape : gpu_step_shapes()) {
       Case whole(dtype, shape);
       expect_step_is_its_parts(on_gpu(), whole);
     }
+    Case large(dtype, {700, 512, 5, 4, 20});
+    expect_step_is_its_parts(on_gpu(), large);
   }
 }
 
 TEST_F(GpuDepthAggregateTest, MatricesMayLieTurnedOver) {
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : {Shape{33, 64, 9, 4, 36}, Shape{7, 17, 5, 2, 9}}) {
+    for (const Shape& shape : gpu_turned_shapes()) {
       Case of(dtype, shape);
       expect_same_with_turned_matrices(on_gpu(), of);
     }

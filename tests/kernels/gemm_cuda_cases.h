@@ -101,7 +101,7 @@ class GemmMemory {
   }
   kernels::GemmEpilogue epilogue(const Pointers& at) const {
     kernels::GemmEpilogue of;
-    of.activation = case_.has_gelu ? kernels::Activation::kGelu : kernels::Activation::kNone;
+    of.activation = case_.has_gelu ? kernels::Activation::kGeluTanh : kernels::Activation::kNone;
     of.is_wide = case_.is_wide;
     if (case_.has_gate) {
       of.gate = at.gate;

@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "kernels/group_pool/block_rest.h"
+#include "tests/kernels/group_pool_cases.h"
 #include "tests/support/cuda_emulation.h"
-#include "tests/support/group_pool_exact.h"
 
 namespace paperlab::kernels {
 namespace {
 
+using group_pool_cases::kDTypes;
+using group_pool_cases::kKinds;
 using test::GuardedTensor;
 using test::PoolTensors;
 
@@ -68,58 +70,18 @@ void emulate(PoolTensors& tensors, bool is_reversed = false) {
   });
 }
 
-testing::AssertionResult is_right(PoolTensors& tensors) {
-  return test::is_pooled_right(tensors, [](PoolTensors& of) { emulate(of); });
-}
-
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-constexpr PoolKind kKinds[] = {PoolKind::kAttention, PoolKind::kMean, PoolKind::kMax};
+void emulate_once(PoolTensors& tensors) { emulate(tensors); }
 
 TEST(GroupPoolBlockTest, RandomCasesAreWithinTheBound) {
-  for (std::uint64_t seed = 0; seed < 120; ++seed) {
-    test::PoolCase of = test::random_pool_case(seed);
-    of.dtype = kDTypes[seed % 4];
-    PoolTensors tensors(of);
-    ASSERT_TRUE(is_right(tensors));
-  }
+  group_pool_cases::expect_right(group_pool_cases::random_cases(120), emulate_once);
 }
 
-// Every number of lanes, whole packs and parts of them.
 TEST(GroupPoolBlockTest, EveryWidthIsWithinTheBound) {
-  for (const DType dtype : kDTypes) {
-    for (const std::int64_t width : {1, 7, 8, 16, 24, 64, 65, 128, 200, 255, 256}) {
-      for (const PoolKind kind : kKinds) {
-        PoolTensors tensors({.num_tokens = 11,
-                             .num_queries = 11,
-                             .head_dim = width,
-                             .group = 5,
-                             .kind = kind,
-                             .dtype = dtype});
-        ASSERT_TRUE(is_right(tensors));
-      }
-    }
-  }
+  group_pool_cases::expect_right(group_pool_cases::width_cases(), emulate_once);
 }
 
-// One chunk of a warp and several, with growing maxima.
 TEST(GroupPoolBlockTest, LongGroupsAreWithinTheBound) {
-  for (const DType dtype : kDTypes) {
-    for (const std::int64_t group : {1, 2, 16, 33, 70}) {
-      for (const PoolKind kind : kKinds) {
-        PoolTensors tensors({.num_heads = 4,
-                             .num_kv_heads = 2,
-                             .num_tokens = 2 * group + 3,
-                             .num_queries = 2 * group + 3,
-                             .head_dim = 128,
-                             .group = group,
-                             .first = 1,
-                             .kind = kind,
-                             .dtype = dtype,
-                             .magnitude = 2.0});
-        ASSERT_TRUE(is_right(tensors));
-      }
-    }
-  }
+  group_pool_cases::expect_right(group_pool_cases::group_cases(128), emulate_once);
 }
 
 TEST(GroupPoolBlockTest, OrderOfThreadsAndWarpsDoesNotMatter) {
@@ -136,20 +98,10 @@ TEST(GroupPoolBlockTest, OrderOfThreadsAndWarpsDoesNotMatter) {
                            .has_start = true,
                            .kind = kind,
                            .dtype = dtype});
-      const auto bytes = [&] {
-        std::vector<std::byte> all;
-        for (const auto& results : {tensors.results(), tensors.gradient_results()}) {
-          for (const GuardedTensor* tensor : results) {
-            const std::vector<std::byte> more = tensor->all_bytes();
-            all.insert(all.end(), more.begin(), more.end());
-          }
-        }
-        return all;
-      };
       emulate(tensors);
-      const std::vector<std::byte> wanted = bytes();
+      const std::vector<std::byte> wanted = group_pool_cases::bytes_of_results(tensors);
       emulate(tensors, /*is_reversed=*/true);
-      EXPECT_EQ(bytes(), wanted);
+      EXPECT_EQ(group_pool_cases::bytes_of_results(tensors), wanted);
     }
   }
 }

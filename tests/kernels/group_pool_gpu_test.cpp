@@ -4,9 +4,9 @@
 
 #include "kernels/group_pool/cuda.h"
 #include "paperlab/core/error.h"
+#include "tests/kernels/group_pool_cases.h"
 #include "tests/support/device_memory.h"
 #include "tests/support/gpu.h"
-#include "tests/support/group_pool_exact.h"
 
 namespace paperlab::kernels {
 namespace {
@@ -43,41 +43,19 @@ void run(PoolTensors& tensors) {
   device.download();
 }
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-constexpr PoolKind kKinds[] = {PoolKind::kAttention, PoolKind::kMean, PoolKind::kMax};
-
 TEST_F(GpuGroupPoolTest, RandomCasesAreWithinTheBound) {
-  for (std::uint64_t seed = 0; seed < 200; ++seed) {
-    test::PoolCase of = test::random_pool_case(seed);
-    of.dtype = kDTypes[seed % 4];
-    PoolTensors tensors(of);
-    ASSERT_TRUE(test::is_pooled_right(tensors, run));
-  }
+  group_pool_cases::expect_right(group_pool_cases::random_cases(200), run);
 }
 
 TEST_F(GpuGroupPoolTest, EveryWidthAndGroupIsWithinTheBound) {
-  for (const DType dtype : kDTypes) {
-    for (const PoolKind kind : kKinds) {
-      for (const std::int64_t width : {1, 8, 64, 65, 128, 256}) {
-        for (const std::int64_t group : {1, 16, 70}) {
-          PoolTensors tensors({.num_heads = 4,
-                               .num_kv_heads = 2,
-                               .num_tokens = 2 * group + 3,
-                               .num_queries = 2 * group + 3,
-                               .head_dim = width,
-                               .group = group,
-                               .first = 1,
-                               .kind = kind,
-                               .dtype = dtype});
-          ASSERT_TRUE(test::is_pooled_right(tensors, run));
-        }
-      }
-    }
+  group_pool_cases::expect_right(group_pool_cases::width_cases(), run);
+  for (const std::int64_t width : {1, 8, 64, 65, 128, 256}) {
+    group_pool_cases::expect_right(group_pool_cases::group_cases(width), run);
   }
 }
 
 TEST_F(GpuGroupPoolTest, HasTheSameBitsInEveryRun) {
-  for (const PoolKind kind : kKinds) {
+  for (const PoolKind kind : group_pool_cases::kKinds) {
     PoolTensors tensors({.batch = 2,
                          .num_heads = 8,
                          .num_kv_heads = 2,
@@ -88,19 +66,9 @@ TEST_F(GpuGroupPoolTest, HasTheSameBitsInEveryRun) {
                          .kind = kind,
                          .dtype = DType::kBFloat16});
     run(tensors);
-    std::vector<std::vector<std::byte>> first;
-    for (const auto& results : {tensors.results(), tensors.gradient_results()}) {
-      for (const GuardedTensor* tensor : results) {
-        first.push_back(tensor->all_bytes());
-      }
-    }
+    const std::vector<std::byte> first = group_pool_cases::bytes_of_results(tensors);
     run(tensors);
-    std::size_t next = 0;
-    for (const auto& results : {tensors.results(), tensors.gradient_results()}) {
-      for (const GuardedTensor* tensor : results) {
-        EXPECT_EQ(tensor->all_bytes(), first[next++]);
-      }
-    }
+    EXPECT_EQ(group_pool_cases::bytes_of_results(tensors), first);
   }
 }
 

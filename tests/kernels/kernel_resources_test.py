@@ -1,6 +1,7 @@
 """Tables of what the CUDA kernels take: made from a build tree, compared with the READMEs."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -129,3 +130,18 @@ def test_committed_tables_are_current() -> None:
     assert stale == []
     if others:
         pytest.skip(others[0])
+
+
+def kernels_with_cuda() -> list[str]:
+    return sorted(path.parent.name for path in (ROOT / "kernels").glob("*/cuda.cu"))
+
+
+@pytest.mark.parametrize("kernel", kernels_with_cuda())
+def test_each_kernel_says_on_which_gpu_it_was_verified(kernel: str) -> None:
+    lines = (ROOT / "kernels" / kernel / "README.md").read_text().splitlines()
+    head = lines.index("| verified on | date | commit |")
+    rows = lines[head + 2 :]
+    last = next((i for i, line in enumerate(rows) if not line.startswith("|")), len(rows))
+    assert lines[head + 1] == "|---|---|---|" and last >= 1
+    for row in rows[:last]:
+        assert re.fullmatch(r"\| none yet \| \| \||\| .+ \| \d{4}-\d\d-\d\d \| \w{7,} \|", row)

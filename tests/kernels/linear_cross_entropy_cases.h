@@ -114,6 +114,11 @@ struct Case {
     linear_cross_entropy_backward(problem(), gradients(), gemm, executor);
   }
 
+  bool has_same_results(const Case& other) const {
+    return loss == other.loss && lse == other.lse && grad_x == other.grad_x &&
+           grad_weight == other.grad_weight && grad_bias == other.grad_bias;
+  }
+
   double statistic(const Bytes& of, std::int64_t at) const {
     return load_number(of.data(), statistics_dtype(dtype), at);
   }
@@ -335,6 +340,58 @@ inline void expect_close(const Case& of, Rounding rounding = {}) {
   }
   sum.bound[0] += 0x1p-24 * std::fabs(sum.value[0]);
   expect_close(of.loss, statistics, sum, "loss");
+}
+
+// --- the GPU's kernels, on a GPU and block by block on the CPU -----------------------------------
+
+inline const std::vector<Sizes>& cuda_sizes() {
+  static const std::vector<Sizes> all = {{1, 1, 1},    {1, 3, 2},    {2, 5, 15},  {3, 1, 16},
+                                         {5, 7, 17},   {7, 16, 63},  {4, 33, 64}, {13, 9, 65},
+                                         {33, 5, 131}, {300, 2, 33}, {3, 4, 2100}};
+  return all;
+}
+
+// Runs every dtype, size and reduction with options in turns, and compares. run(case, number).
+template <class Run>
+void expect_close_of_all(const std::vector<Sizes>& all, Run run) {
+  for (const DType dtype : kCudaDTypes) {
+    int i = 0;
+    for (const Sizes sizes : all) {
+      for (const Reduction reduction : kReductions) {
+        ++i;
+        Options options;
+        options.has_bias = i % 2 == 0;
+        options.reduction = reduction;
+        options.z_loss = i % 5 < 2 ? 0.0 : 0.05;
+        options.is_turned = i % 4 == 0;
+        options.gap = i % 7;
+        options.ignore_index = i % 3 == 0 ? sizes.v - 1 : -100;
+        Case of(dtype, sizes, options);
+        run(of, i);
+        if (sizes.v > 1 || options.ignore_index < 0) {  // else no row counts
+          expect_close(of, cuda_rounding(dtype));
+        }
+      }
+    }
+  }
+}
+
+// A NaN and targets that no column has.
+template <class Run>
+void expect_wrong_rows_alone(DType dtype, Run run) {
+  Options options;
+  options.reduction = Reduction::kNone;
+  Case of(dtype, {40, 6, 70}, options);
+  store_number(of.x.data(), dtype, 30, std::numeric_limits<double>::quiet_NaN());
+  of.target[8] = 70;
+  of.target[9] = -1;
+  run(of);
+  for (std::int64_t row = 0; row < 40; ++row) {
+    const bool is_wrong = row == 5 || row == 8 || row == 9;
+    EXPECT_EQ(std::isnan(of.statistic(of.loss, row)), is_wrong) << row;
+    EXPECT_EQ(std::isnan(of.statistic(of.lse, row)), row == 5) << row;
+    EXPECT_EQ(std::isnan(load_number(of.grad_x.data(), dtype, row * 6)), is_wrong) << row;
+  }
 }
 
 }  // namespace paperlab::kernels::cross_entropy_test

@@ -148,36 +148,9 @@ void run(Case& of, const ChunkShape& shape, bool is_reversed = false) {
 ChunkShape whole(Sizes sizes) { return {std::max(sizes.n, std::int64_t{1}), sizes.v}; }
 
 TEST(LinearCrossEntropyCudaTest, EveryShapeIsWithinTheBound) {
-  for (const DType dtype : kCudaDTypes) {
-    int i = 0;
-    for (const Sizes sizes : {Sizes{1, 1, 1},
-                              {1, 3, 2},
-                              {2, 5, 15},
-                              {3, 1, 16},
-                              {5, 7, 17},
-                              {7, 16, 63},
-                              {4, 33, 64},
-                              {13, 9, 65},
-                              {33, 5, 131},
-                              {300, 2, 33},
-                              {3, 4, 2100}}) {
-      for (const Reduction reduction : kReductions) {
-        ++i;
-        Options options;
-        options.has_bias = i % 2 == 0;
-        options.reduction = reduction;
-        options.z_loss = i % 5 < 2 ? 0.0 : 0.05;
-        options.is_turned = i % 4 == 0;
-        options.gap = i % 7;
-        options.ignore_index = i % 3 == 0 ? sizes.v - 1 : -100;
-        Case of(dtype, sizes, options);
-        run(of, whole(sizes), /*is_reversed=*/i % 2 == 1);
-        if (sizes.v > 1 || options.ignore_index < 0) {  // else no row counts
-          expect_close(of, cuda_rounding(dtype));
-        }
-      }
-    }
-  }
+  expect_close_of_all(cuda_sizes(), [](Case& of, int number) {
+    run(of, whole(of.sizes), /*is_reversed=*/number % 2 == 1);
+  });
 }
 
 TEST(LinearCrossEntropyCudaTest, SeveralChunksOfRowsAndColumnsAreWithinTheBound) {
@@ -225,19 +198,7 @@ TEST(LinearCrossEntropyCudaTest, ColumnsWithoutProbabilityAreLikeAbsentOnes) {
 
 TEST(LinearCrossEntropyCudaTest, ANanAndABadTargetStayInTheirRows) {
   for (const DType dtype : kCudaDTypes) {
-    Options options;
-    options.reduction = Reduction::kNone;
-    Case of(dtype, {40, 6, 70}, options);
-    store_number(of.x.data(), dtype, 30, std::numeric_limits<double>::quiet_NaN());
-    of.target[8] = 70;
-    of.target[9] = -1;
-    run(of, {16, 64});
-    for (std::int64_t row = 0; row < 40; ++row) {
-      const bool is_wrong = row == 5 || row == 8 || row == 9;
-      EXPECT_EQ(std::isnan(of.statistic(of.loss, row)), is_wrong) << row;
-      EXPECT_EQ(std::isnan(of.statistic(of.lse, row)), row == 5) << row;
-      EXPECT_EQ(std::isnan(load_number(of.grad_x.data(), dtype, row * 6)), is_wrong) << row;
-    }
+    expect_wrong_rows_alone(dtype, [](Case& of) { run(of, {16, 64}); });
   }
 }
 
@@ -305,11 +266,7 @@ TEST(LinearCrossEntropyCudaTest, OrderOfThreadsAndBlocksDoesNotMatter) {
     Case reversed = forward;
     run(forward, {48, 128});
     run(reversed, {48, 128}, /*is_reversed=*/true);
-    EXPECT_EQ(forward.loss, reversed.loss);
-    EXPECT_EQ(forward.lse, reversed.lse);
-    EXPECT_EQ(forward.grad_x, reversed.grad_x);
-    EXPECT_EQ(forward.grad_weight, reversed.grad_weight);
-    EXPECT_EQ(forward.grad_bias, reversed.grad_bias);
+    EXPECT_TRUE(forward.has_same_results(reversed));
   }
 }
 

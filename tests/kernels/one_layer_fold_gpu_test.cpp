@@ -9,8 +9,11 @@
 #include <vector>
 
 #include "kernels/common/cuda/descent.h"
+#include "kernels/common/cuda/device_buffer.h"
 #include "kernels/one_layer_fold/cuda.h"
+#include "paperlab/core/error.h"
 #include "paperlab/regular_language/dataset_internal.h"
+#include "tests/support/device_memory.h"
 #include "tests/support/error_measure.h"
 #include "tests/support/exact_one_layer.h"
 #include "tests/support/gpu.h"
@@ -126,6 +129,64 @@ TEST_F(GpuFoldTest, TellsTheFirstStepThatIsNotFinite) {
   const auto descent = make_descent(test::even_pairs_groups(6), inputs.parameters());
   const double infinity = std::numeric_limits<double>::infinity();
   EXPECT_EQ(descent->descend(inputs.u, inputs.w, infinity, 0.0, 20), 1);
+}
+
+// --- even pairs without a plan ------------------------------------------------------------------
+
+OneLayerEvaluation run_even_pairs(OneLayerInputs& inputs) {
+  inputs.gradient();
+  OneLayerParameters parameters = inputs.parameters();
+  const DeviceBuffer<double> u{std::span<const double>(inputs.u)};
+  const DeviceBuffer<double> w{std::span<const double>(inputs.w)};
+  DeviceBuffer<double> of_u{std::span<const double>(inputs.u_gradient)};
+  DeviceBuffer<double> of_w{std::span<const double>(inputs.w_gradient)};
+  DeviceBuffer<OneLayerEvaluation> evaluation(1);
+  auto workspace = test::nan_workspace(even_pairs_cuda_workspace(parameters.max_length));
+  parameters.u = u.data();
+  parameters.w = w.data();
+  even_pairs_cuda(parameters, {of_u.data(), of_w.data()}, workspace.data(), {});
+  even_pairs_evaluate_cuda(parameters, evaluation.data(), workspace.data(), {});
+  OneLayerEvaluation out;
+  of_u.download(inputs.u_gradient, {});
+  of_w.download(inputs.w_gradient, {});
+  evaluation.download({&out, 1}, {});
+  PAPERLAB_CUDA_CHECK(cudaStreamSynchronize(nullptr));
+  return out;
+}
+
+TEST_F(GpuFoldTest, EvenPairsWithoutAPlanAreExactWhateverTheLogits) {
+  for (const int max_length : {1, 2, 3, 6, 11, 14}) {
+    for (const double w_std : {1.0, 20.0, 1e4}) {
+      OneLayerInputs inputs({.max_length = max_length, .w_std = w_std});
+      const auto strings = test::strings_of(test::even_pairs_groups(max_length));
+      const test::ExactOneLayer exact = test::exact_one_layer(strings, inputs.parameters());
+      const double bound =
+          test::rounding_bound(exact, max_length, static_cast<double>(strings.size()));
+      const OneLayerEvaluation evaluation = run_even_pairs(inputs);
+      EXPECT_TRUE(test::is_close(inputs.u_gradient, exact.u, exact.u_norm, bound));
+      EXPECT_TRUE(test::is_close(inputs.w_gradient, exact.w, exact.w_norm, bound));
+      EXPECT_TRUE(test::is_close(evaluation.loss, exact.loss, exact.loss_norm, bound));
+      EXPECT_EQ(evaluation.num_strings, std::ssize(strings));
+    }
+  }
+}
+
+TEST_F(GpuFoldTest, EvenPairsWithoutAPlanHaveTheSameBitsInEveryRun) {
+  OneLayerInputs first({.max_length = 20});
+  OneLayerInputs again = first;
+  EXPECT_EQ(run_even_pairs(first).loss, run_even_pairs(again).loss);
+  EXPECT_TRUE(test::has_same_bits(first.u_gradient, again.u_gradient));
+  EXPECT_TRUE(test::has_same_bits(first.w_gradient, again.w_gradient));
+}
+
+// Needs no GPU.
+TEST(EvenPairsCudaTest, LengthsThatNoWordHoldsAreRefused) {
+  for (const int max_length : {-1, 0, kMaxStringLength + 1}) {
+    EXPECT_THROW(even_pairs_cuda_workspace(max_length), ShapeError);
+    const OneLayerParameters parameters{max_length, 2.0, nullptr, nullptr};
+    EXPECT_THROW(even_pairs_cuda(parameters, {}, nullptr, {}), ShapeError);
+    EXPECT_THROW(even_pairs_evaluate_cuda(parameters, nullptr, nullptr, {}), ShapeError);
+  }
 }
 
 }  // namespace

@@ -132,4 +132,38 @@ inline void expect_right(const Case& of) {
               of.grad_up.has_untouched_gaps());
 }
 
+// --- the GPU's kernel, on a GPU and block by block on the CPU ------------------------------------
+
+inline constexpr DType kCudaDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
+                                        DType::kFloat64};
+
+// Of both passes after run(case): rows side by side, apart by packs and apart by other numbers,
+// aligned and not.
+template <class Run>
+void expect_right_of_all(Run run) {
+  for (const DType dtype : kCudaDTypes) {
+    for (const std::int64_t rows : {0, 1, 5}) {
+      for (const std::int64_t width : {1, 3, 16, 65, 64, 5000}) {
+        for (const std::int64_t gap : {0, 7, 64}) {
+          for (const std::int64_t first : {0, 1}) {
+            Case of(dtype, rows, width, width + gap, 2.0, first);
+            run(of);
+            expect_right(of);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Gates that overflow or cancel in careless forms.
+template <class Run>
+void expect_right_of_large_gates(Run run) {
+  for (const DType dtype : kCudaDTypes) {
+    Case of(dtype, 4, 100, 100, 60.0);
+    run(of);
+    expect_right(of);
+  }
+}
+
 }  // namespace paperlab::kernels::swiglu_cases

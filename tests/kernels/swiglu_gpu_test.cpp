@@ -12,7 +12,7 @@ namespace paperlab::kernels {
 namespace {
 
 using swiglu_cases::Case;
-using swiglu_cases::expect_right;
+using swiglu_cases::kCudaDTypes;
 using swiglu_cases::Matrix;
 
 class GpuSwigluTest : public test::GpuTest {};
@@ -40,34 +40,14 @@ void run(Case& of) {
   device.download();
 }
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-
-TEST_F(GpuSwigluTest, BothPassesAreWithinTheBound) {
-  for (const DType dtype : kDTypes) {
-    for (const std::int64_t rows : {0, 1, 5}) {
-      for (const std::int64_t width : {1, 3, 16, 65, 64, 5000}) {
-        for (const std::int64_t gap : {0, 7, 64}) {
-          for (const std::int64_t first : {0, 1}) {
-            Case of(dtype, rows, width, width + gap, 2.0, first);
-            run(of);
-            expect_right(of);
-          }
-        }
-      }
-    }
-  }
-}
+TEST_F(GpuSwigluTest, BothPassesAreWithinTheBound) { swiglu_cases::expect_right_of_all(run); }
 
 TEST_F(GpuSwigluTest, LargeGatesNeitherOverflowNorCancel) {
-  for (const DType dtype : kDTypes) {
-    Case of(dtype, 4, 100, 100, 60.0);
-    run(of);
-    expect_right(of);
-  }
+  swiglu_cases::expect_right_of_large_gates(run);
 }
 
 TEST_F(GpuSwigluTest, HasTheSameBitsInEveryRun) {
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : kCudaDTypes) {
     Case first(dtype, 70, 11008, 22016);
     Case again = first;
     run(first);

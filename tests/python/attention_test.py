@@ -11,7 +11,9 @@ from attention_definition import (
     by_operator,
     outcome,
     plain,
+    random_grads,
 )
+from paperlab import _core
 from paperlab.ops import attention
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -203,6 +205,57 @@ def test_keys_outside_the_range_are_not_read():
             tensors[name][b, :, case.key_end[b] :] = math.inf
     dirty = outcome(case, tensors, by_function, (torch.ones(2, 4, 5, 8), torch.ones(2, 4, 5)))
     assert all(torch.equal(clean[name], dirty[name]) for name in clean)
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512"])
+def isa(request):
+    known = ["generic", "avx2", "avx512"]
+    if known.index(request.param) > known.index(_core.detected_cpu_isa()):
+        pytest.skip("this CPU lacks it")
+    _core.set_cpu_isa(request.param)
+    yield request.param
+    _core.set_cpu_isa("auto")
+
+
+# Keys that some rows of a tile see and others do not: at the end of what rows see, before a window
+# and in a prefix. What is not finite there has the bits of zeros for all who do not see it.
+@DTYPES
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(queries=70, keys=75),
+        Case(queries=70, keys=75, heads=6, window=20, width=9),
+        Case(queries=130, keys=130, kv_heads=4, width=33),
+        Case(
+            batch=1,
+            queries=90,
+            keys=90,
+            prefix_heads=4,
+            prefix_length=20,
+            prefix_group=4,
+            window=7,
+        ),
+    ],
+    ids=str,
+)
+def test_keys_that_a_row_does_not_see_are_not_read(case, dtype, isa):
+    grads = random_grads(case, dtype)
+    for at, bad in ((case.keys - 1, math.nan), (case.keys // 2, math.inf), (11, -math.inf)):
+        clean, dirty = case.tensors(dtype), case.tensors(dtype)
+        entries = {"key": at, "value": at, "prefix_key": 9, "prefix_value": 9}
+        for name, entry in entries.items():
+            if name in dirty:
+                clean[name][:, :, entry] = 0
+                dirty[name][:, :, entry, ::2] = bad
+        raw, prefix = case.visible()
+        sees = raw[:, :, at] | (prefix[:, :, 9] if case.prefix_heads else False)
+        blind = torch.from_numpy(~sees)
+        assert blind.any() and not blind.all()
+        wanted, found = (outcome(case, x, by_operator, grads) for x in (clean, dirty))
+        for name in ("out", "lse", "query"):
+            mine, theirs = (x[name].transpose(1, 2)[blind] for x in (found, wanted))
+            assert torch.equal(mine, theirs), name
+        assert not found["out"].transpose(1, 2)[~blind].isfinite().all()
 
 
 def test_rows_without_keys_are_zero():

@@ -156,6 +156,47 @@ def test_caches_of_other_attentions_are_refused():
     check_close(model(batch[:, 4:], cache=plain), model(batch)[:, 4:])
 
 
+# Products round to 2^-9; so do a few dozen of them, one behind another.
+ROUNDINGS = 32 * 2.0**-9
+
+
+# The heads of qwen3 are normed, which gives float32 queries and keys beside bfloat16 values.
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_cache_under_autocast(name):
+    model, batch = applied(name, CASE, torch.float32), models.tokens(2, LENGTH)
+    exact = model(batch)
+    prompt, count = batch[:, :11], LENGTH - 11
+    caches = [model.new_cache(2, LENGTH) for _ in range(2)]
+    model(batch, cache=caches[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, parts = model(batch), read(model, batch, [9, 1, 13])
+        model(batch, cache=caches[1])
+        text = model.generate(prompt, count, eos_token_id=None)
+        assert torch.equal(model.generate(prompt, count, eos_token_id=None, prefill_chunk=4), text)
+    assert whole.dtype == parts.dtype == torch.bfloat16
+    for logits in (whole, parts):
+        assert (logits - exact).norm() < ROUNDINGS * exact.norm()
+    assert text.shape == batch.shape and torch.equal(text[:, :11], prompt)
+    assert 2 * caches[1].num_bytes == caches[0].num_bytes
+
+
+@pytest.mark.parametrize("is_lower_first", [False, True])
+def test_a_cache_goes_on_in_and_out_of_autocast(is_lower_first):
+    model, batch = applied("llama", CASE, torch.float32), models.tokens(2, LENGTH)
+    exact, cache = model(batch), model.new_cache(2, LENGTH)
+    logits = []
+    for begin, end in ((0, 9), (9, 10), (10, LENGTH)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_lower_first == (begin == 0)):
+            logits.append(model(batch[:, begin:end], cache=cache).float())
+    assert (torch.cat(logits, 1) - exact).norm() < ROUNDINGS * exact.norm()
+
+
+def test_autocast_leaves_float64_as_it_is():
+    model, batch = applied("llama", CASE), models.tokens(2, LENGTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_close(read(model, batch, [9, 1, 13]), model(batch))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_caches_of_other_dtypes_are_refused(dtype):
     model, batch = applied("llama", CASE), models.tokens(2, 9)

@@ -220,15 +220,16 @@ def test_groups_of_one_or_a_long_window_are_full_attention(group_size, window):
     assert (out - cca.baselines.full(*inputs)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("change", [1.0, torch.nan])
 @pytest.mark.parametrize("options", [{}, {"keep_first": 3}, {"weights_per": "kv_head"}])
-def test_the_past_alone_decides(options):
+def test_the_past_alone_decides(options, change):
     case = Case(length=90)
     inputs = case.tensors(F32)
     before = cca.attention(*inputs, 3, 4, return_lse=True, **options)
     for first in (0, 1, 17, 64, 89):
         other = [x.clone() for x in inputs]
         for x in other:
-            x[:, :, first:] += 1
+            x[:, :, first:] += change
         after = cca.attention(*other, 3, 4, return_lse=True, **options)
         for a, b in zip(before, after, strict=True):
             assert torch.equal(a[:, :, :first], b[:, :, :first])

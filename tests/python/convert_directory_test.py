@@ -222,7 +222,7 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "the following arguments are required: FILE.gguf, DIR"),
+        ([], 2, "the following arguments are required: FILE.gguf|MODEL_DIR, DIR"),
         (["a"], 2, "the following arguments are required: DIR"),
         (["a", "b", "c"], 2, "unrecognized arguments: c"),
         (["a", "b", "--dtype", "float23"], 2, "unknown dtype 'float23'; did you mean 'float32'?"),
@@ -230,7 +230,7 @@ def test_the_command(
         (["/nowhere/x.gguf", "b"], 1, "'/nowhere/x.gguf': No such file or directory"),
         (["", "b"], 1, "path must be a path"),
         (["/dev/null", "b"], 1, "/dev/null: must be a file"),
-        (["/", "b"], 1, "/: must be a file"),
+        (["/", "b"], 1, "'/config.json': No such file or directory"),
     ],
 )
 def test_errors_of_the_command_are_one_line(

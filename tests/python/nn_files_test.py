@@ -260,3 +260,25 @@ def test_the_settings_given_are_copied():
     assert model.config["hidden_size"] == 48
     model.config["hidden_size"] = 1
     assert model.config["hidden_size"] == 48
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_files_of_half_types_are_written_byte_for_byte(dtype, tmp_path):
+    """Numbers of all kinds but NaN: subnormal ones, both zeros, infinities."""
+    model = models.ours("llama", torch.float32)
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-7, -1e-40], dtype=dtype)
+    numbers = torch.cat([special, numbers[~numbers.isnan()]])
+    first, tensors = 0, {}
+    for name, value in model.named_parameters():
+        places = torch.arange(first, first + value.numel()) * 7 % len(numbers)
+        tensors[name] = numbers[torch.where(places < 7 * 6, places // 7, places)]
+        tensors[name] = tensors[name].reshape(value.shape)
+        first += value.numel()
+    source, out = tmp_path / "source", tmp_path / "out"
+    model.to(dtype).save_pretrained(source)
+    safetensors.torch.save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    for options in ({}, {"dtype": dtype}, {"mmap": False}):
+        nn.load(source, **options).save_pretrained(out)
+        for file in ("model.safetensors", "config.json"):
+            assert (out / file).read_bytes() == (source / file).read_bytes()

@@ -45,6 +45,46 @@ def test_the_environment_variable(run_python):
     )
 
 
+# Tensors of a GPU that need not be there; of so many states there is no CUDA kernel.
+NOTICES = """
+import sys, threading, warnings
+import paperlab, torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+def call():
+    with FakeTensorMode():
+        states = torch.empty(5000, 1, 2, 4, device="cuda")
+        weights = torch.empty(1, 1, 2, 5000, device="cuda")
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        for _ in range(2):
+            torch.ops.paperlab.depth_aggregate.default.redispatch(keys, states, weights)
+
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter(sys.argv[1])
+    try:
+        if sys.argv[2] == "thread":
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+        else:
+            call()
+        print(*(f"{w.category.__name__}: {w.message}" for w in seen), sep="\\n")
+    except UserWarning as error:
+        print("raised", error)
+"""
+NOTICE = "paperlab::depth_aggregate: CUDA tensors are left to LibTorch's operations, because this "
+
+
+@pytest.mark.parametrize("where", ["here", "thread"])
+def test_notices_are_warnings_once_a_process(run_python, where):
+    done = run_python(["-c", NOTICES, "always", where])
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.startswith(f"UserWarning: {NOTICE}") and done.stdout.count("\n") == 1
+    done = run_python(["-c", NOTICES, "error", where])
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.startswith(f"raised {NOTICE}")
+
+
 def calls(dtype):
     x, weight = torch.ones(2, 4, dtype=dtype), torch.ones(4, dtype=dtype)
     heads, table = torch.ones(1, 2, 3, 4, dtype=dtype), torch.ones(1, 2, 2)

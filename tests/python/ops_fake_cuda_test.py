@@ -3,14 +3,26 @@ results and gradients."""
 
 import contextlib
 
+import paperlab.ops as ops
 import pytest
 import torch
 from attention_definition import Case
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 OPS = torch.ops.paperlab
 HALF, LOW, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = pytest.mark.parametrize("dtype", [FLOAT, DOUBLE, LOW, HALF], ids=str)
+
+
+@contextlib.contextmanager
+def backend(name):
+    before = ops.get_backend()
+    ops.set_backend(name)
+    try:
+        yield
+    finally:
+        ops.set_backend(before)
 
 
 @pytest.fixture
@@ -120,6 +132,62 @@ def test_attention(dtype, case):
         for grad, name in zip(grads, names, strict=True):
             assert grad.device == out.device and grad.dtype == dtype
             assert grad.shape == (tensors[name].shape if name in tensors else (0,))
+
+
+class Calls(TorchDispatchMode):
+    """The operations that are called within it, and what they are called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+    def named(self, name):
+        return [args for called, args in self.calls if called == name]
+
+
+def by_torch(operator, *args, **kwargs):
+    """What an operator computes on a GPU by LibTorch's operations, without a GPU: the calls."""
+    with backend("torch"), Calls() as calls:
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        return operator.default.redispatch(keys, *args, **kwargs), calls
+
+
+# Products of half types are theirs, with sums in float32, and no key has a float32 copy.
+@pytest.mark.parametrize("dtype", [LOW, HALF, FLOAT, DOUBLE], ids=str)
+def test_attention_by_torch_multiplies_in_the_inputs_dtype(cuda, dtype):
+    q, k = cuda(2, 4, 6, 8, dtype=dtype), cuda(2, 2, 700, 8, dtype=dtype)
+    (out, lse), forward = by_torch(OPS.attention, q, k, k)
+    assert is_like(out, q) and is_like(lse, cuda(2, 4, 6, dtype=sums_of(dtype)))
+    grads, backward = by_torch(OPS.attention_backward, out, lse, q, k, k, out, lse)
+    assert all(is_like(grad, x) for grad, x in zip(grads, (q, k, k), strict=False))
+    for calls, count in ((forward, 2), (backward, 5)):
+        mixed = calls.named("aten.bmm.dtype")
+        plain = calls.named("aten.bmm.default")
+        assert (len(mixed), len(plain)) == ((count, 0) if dtype in (LOW, HALF) else (0, count))
+        assert all(x.dtype == dtype for args in mixed + plain for x in args[:2])
+        assert all(args[2] == FLOAT for args in mixed)
+        copied = [args[0] for args in calls.named("aten._to_copy.default")]
+        assert not [x for x in copied if x.dtype == dtype != FLOAT and x.shape[2] == 700]
+
+
+def test_values_are_checked_by_the_device(cuda):
+    x, start = cuda(2, 2, 9, 4, dtype=FLOAT), cuda(2, dtype=torch.int64)
+    _, calls = by_torch(OPS.group_pool, x, x, x, 2, 0, start)
+    messages = [args[1] for args in calls.named("aten._assert_async.msg")]
+    assert messages == [
+        "group_pool: start must be in 0..9",
+        "group_pool: query must hold the last token of every group, got 9 tokens",
+    ]
+    _, calls = by_torch(OPS.group_pool, None, x, x, 2, 0, start, "mean")
+    assert len(calls.named("aten._assert_async.msg")) == 1
+    _, calls = by_torch(OPS.attention, x, x, x, key_start=start)
+    assert [args[1] for args in calls.named("aten._assert_async.msg")] == [
+        "attention: key_start must be in 0..9"
+    ]
 
 
 def block(make, dtype):

@@ -1,6 +1,7 @@
 """The operators from LibTorch's operations (set_backend("torch")) on CPU tensors: the tests of our
 kernels, and what these leave open: float16, values that nobody may see, chunks, autocast."""
 
+import dataclasses
 import math
 
 import attention_compile_test
@@ -61,6 +62,9 @@ test_attention_reads_no_key_outside = attention_test.test_keys_outside_the_range
 test_attention_of_rows_without_keys = attention_test.test_rows_without_keys_are_zero
 test_attention_backward_opcheck = attention_compile_test.test_opcheck_of_the_backward_operator
 test_attention_of_views_opcheck = attention_compile_test.test_opcheck_of_views
+test_attention_of_one_query = (
+    attention_test.test_the_gradients_of_a_single_query_do_not_depend_on_the_batch
+)
 test_attention_decode_opcheck = attention_compile_test.test_opcheck_of_decode
 test_attention_compiles = attention_compile_test.test_it_compiles_as_one_graph
 
@@ -207,6 +211,60 @@ def test_attention_refuses_ranges(bound):
     for value in (-1, 8):
         with pytest.raises(ValueError, match=rf"^attention: {bound} must be in 0..7, got {value}"):
             OPS.attention(**tensors, **{bound: torch.tensor([0, value])})
+
+
+# Odd sizes: rows of a batch begin at other places of a cache line.
+@pytest.mark.parametrize("dtype", [FLOAT, LOW, HALF, DOUBLE], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=5, heads=7, kv_heads=1, queries=1, keys=333, width=33),
+        Case(batch=4, queries=1, keys=70, width=5, window=9, key_start=(0, 60, 3, 69)),
+        Case(batch=3, queries=1, keys=61, width=7, window=4, prefix_heads=2, prefix_length=3),
+    ],
+    ids=str,
+)
+def test_the_bits_of_a_single_query_do_not_depend_on_the_batch(case, dtype):
+    tensors = case.tensors(dtype)
+    grads = random(case.batch, case.heads, 1, case.width), random(case.batch, case.heads, 1)
+    whole = outcome(case, tensors, by_operator, grads)
+    for b in range(case.batch):
+        start = case.key_start and case.key_start[b : b + 1]
+        row = {name: x[b : b + 1] for name, x in tensors.items()}
+        one = dataclasses.replace(case, batch=1, key_start=start)
+        alone = outcome(one, row, by_operator, tuple(grad[b : b + 1] for grad in grads))
+        assert all(torch.equal(alone[name], whole[name][b : b + 1]) for name in whole)
+
+
+# 2^13 words of the vocabulary at a time: three parts, the last one short.
+@pytest.mark.parametrize("dtype", [FLOAT, LOW])
+def test_linear_cross_entropy_of_a_large_vocabulary(dtype):
+    x, weight = random(9, 5, dtype=dtype), random(17000, 5, dtype=dtype, seed=1)
+    bias = random(17000, dtype=dtype, seed=2)
+    target = torch.tensor([0, 8191, 8192, 16383, 16384, 16999, -100, 5, 9000])
+    found = {}
+    for backend in ("kernels", "torch"):
+        ops.set_backend(backend)
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        loss = ops.linear_cross_entropy(*leaves[:2], target, bias=leaves[2], z_loss=0.01)
+        found[backend] = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    for got, wanted in zip(found["torch"], found["kernels"], strict=True):
+        # Sums of 17000 terms are off by about the root of so many roundings; the kernel multiplies
+        # gradients of logits as bfloat16 numbers where the inputs are.
+        roundings = 4 * math.sqrt(17000) * torch.finfo(FLOAT).eps
+        share = roundings if dtype == FLOAT or got.dtype == FLOAT else 2.0**-7
+        assert (got - wanted).abs().max() <= share * wanted.abs().max()
+
+
+@pytest.mark.parametrize("start", [-1, 8])
+def test_group_pool_refuses_starts(start):
+    for backend in ("kernels", "torch"):
+        ops.set_backend(backend)
+        x, starts = random(2, 2, 7, 4), torch.tensor([0, start])
+        with pytest.raises(ValueError, match=f"^group_pool: start must be in 0..7, got {start}"):
+            OPS.group_pool(x, x, x, 2, 0, starts)
+        with pytest.raises(ValueError, match="at least 6 tokens, got 3"):
+            OPS.group_pool(x[:, :, 4:], x, x, 2, 0, torch.tensor([6, 0]))
 
 
 # Rows before the first key and keys that only other rows see: NaN stays where it is seen.

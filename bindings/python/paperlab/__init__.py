@@ -2,7 +2,7 @@
 
 Each module is an attribute, loaded on first use: `paperlab.regular_language`, `paperlab.ops`,
 `paperlab.mudd`, `paperlab.cca`, `paperlab.nn`, `paperlab.eval`, `paperlab.data`, `paperlab.io`,
-`paperlab.models`, `paperlab.convert`, `paperlab.integrations`.
+`paperlab.models`, `paperlab.convert`, `paperlab.lora`, `paperlab.integrations`.
 """
 
 import importlib
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         eval,  # noqa: A004
         integrations,
         io,
+        lora,
         models,
         mudd,
         nn,
@@ -50,6 +51,7 @@ __all__ = [
     "get_num_threads",
     "integrations",
     "io",
+    "lora",
     "models",
     "mudd",
     "nn",
@@ -68,6 +70,7 @@ _MODULES = (
     "eval",
     "integrations",
     "io",
+    "lora",
     "models",
     "mudd",
     "nn",

@@ -10,7 +10,7 @@ from paperlab import _doctor
 
 # Verb -> the module that has its main(arguments), what it is for.
 _VERBS = {
-    "convert": ("convert._command", "a GGUF file to a Hugging Face directory"),
+    "convert": ("convert._command", "a GGUF file, or another dtype, to a Hugging Face directory"),
     "data": ("data._command", "real text by domain: list, fetch, stats, tokens"),
     "eval": ("_commands.evaluate", "how well a model predicts text"),
     "fetch": ("models._command", "real models, fetched and converted once"),

@@ -6,9 +6,9 @@ from paperlab import _core
 
 
 class HookHandle:
-    """What `Decoder.on_linear_input` returns: `remove()` ends the calls; also a context manager."""
+    """What `on_linear_input` returns: `remove()` ends the calls; also a context manager."""
 
-    def __init__(self, core: _core.Decoder, number: int) -> None:
+    def __init__(self, core: _core.Decoder | _core.Encoder, number: int) -> None:
         self._core = core
         self._number: int | None = number
 

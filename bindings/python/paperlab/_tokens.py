@@ -9,18 +9,20 @@ import torch
 from paperlab import _arguments
 
 
-def token_tensor(function: str, tokens: Any, shape: str, ndim: int) -> torch.Tensor:
+def token_tensor(
+    function: str, tokens: Any, shape: str, ndim: int, name: str = "tokens"
+) -> torch.Tensor:
     """`tokens` as a tensor of integers; an array is copied, whatever its strides and byte order."""
     if not isinstance(tokens, torch.Tensor):
-        array = _arguments.integer_array(function, "tokens", tokens, shape, ndim)
+        array = _arguments.integer_array(function, name, tokens, shape, ndim)
         if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
-            raise ValueError(f"{function}: tokens must be ids, got {int(array.max())}")
+            raise ValueError(f"{function}: {name} must be ids, got {int(array.max())}")
         return torch.from_numpy(array.astype(np.int64))
-    _check_layout(function, "tokens", tokens)
+    _check_layout(function, name, tokens)
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise TypeError(f"{function}: tokens must be integers, got {tokens.dtype}")
+        raise TypeError(f"{function}: {name} must be integers, got {tokens.dtype}")
     if tokens.ndim != ndim:
-        raise ValueError(f"{function}: tokens must be {shape}, got {list(tokens.shape)}")
+        raise ValueError(f"{function}: {name} must be {shape}, got {list(tokens.shape)}")
     return tokens
 
 

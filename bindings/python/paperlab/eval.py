@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsInt
@@ -13,9 +14,8 @@ from paperlab import _arguments, _core
 from paperlab._tokens import token_tensor
 from paperlab.nn import Decoder
 
-__all__ = ["Scores", "Text", "by_domain", "encode", "perplexity", "score"]
+__all__ = ["Scores", "Streamed", "Text", "by_domain", "encode", "perplexity", "score", "streamed"]
 
-Model = Decoder | Callable[[torch.Tensor], torch.Tensor]
 Tokens = torch.Tensor | npt.NDArray[Any] | Sequence[int]
 
 
@@ -58,6 +58,47 @@ class Scores:
         ]
 
 
+class Streamed:
+    """A model whose weights stay in its files; what `streamed` returns."""
+
+    def __init__(self, core: _core.Decoder) -> None:
+        self._core = core
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the size of the logits."""
+        return self._core.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest window that the model reads."""
+        return self._core.max_positions
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+        return self._core.parameters()[0][1].dtype
+
+
+Model = Decoder | Streamed | Callable[[torch.Tensor], torch.Tensor]
+
+
+def streamed(
+    directory: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    dtype: torch.dtype | str | None = None,
+) -> Streamed:
+    """Returns the decoder of a Hugging Face directory to be scored, which may exceed the memory.
+
+    Each layer's matrices are read from the file when they are used, once a window, converted where
+    `dtype` is not the files' own, and let go. In memory are one matrix, embedding and head, and the
+    window's activations. The scores have the bits of a model that `nn.load` returns. Replace the
+    files by rename, never rewrite them in place, while it lives. Raises as `nn.load`.
+    """
+    name = None if dtype is None else _arguments.dtype_name("streamed", dtype)
+    return Streamed(_core.Decoder.load_streamed(_arguments.directory("streamed", directory), name))
+
+
 @dataclass(frozen=True)
 class Text:
     """A text as a model reads it."""
@@ -98,7 +139,8 @@ def score(
     Window w reads tokens[w*stride : w*stride+context] and predicts the token after each; the first
     window that reaches a token scores it.
 
-    model: what `nn.load` returns, or a function of tokens [1, T] that returns logits [1, T, V].
+    model: what `nn.load` or `streamed` returns, or a function of tokens [1, T] that returns logits
+    [1, T, V].
     tokens: [N] integers, N >= 2. stride: 1..context, by default context. on_window: gets the number
     of tokens scored so far; False stops (what is missing is NaN).
 
@@ -164,6 +206,8 @@ def _scored(
     if isinstance(model, Decoder):
         model.bind()
         nll = _core.token_nll(model.core, tokens, context, stride, reports)
+    elif isinstance(model, Streamed):
+        nll = _core.token_nll(model._core, tokens, context, stride, reports)
     elif callable(model):
         nll = _core.token_nll(_checked_model(function, model), tokens, context, stride, reports)
     else:

@@ -1,27 +1,38 @@
-"""Decoders: load a Hugging Face directory, run it, generate, save.
+"""Models: load a Hugging Face directory, run it, generate, save.
 
-The model is C++; its parameters are torch tensors that both see. Architectures: Llama, Mistral,
-Qwen2, Qwen3, GPT-NeoX.
+The model is C++; its parameters are torch tensors that both see. Decoders: Llama, Mistral, Qwen2,
+Qwen3, GPT-NeoX, GPT-2, OPT, Gemma (2 and 3, of text, where attention has no softcapping). Encoders:
+BERT, RoBERTa, DistilBERT, DeBERTa-v2 (and -v3), ViT.
 """
 
-import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from paperlab import _arguments, _core
+from paperlab import _arguments, _core, _encoder
+from paperlab._encoder import Encoder, ImageEncoder
 from paperlab._hooks import HookHandle
-from paperlab._tokens import mask_tensor, token_tensor
+from paperlab._module import CppModule, callable_argument
+from paperlab._module import Path as Path
+from paperlab._module import Tokens as Tokens
+from paperlab._tokens import mask_tensor
 
-__all__ = ["Cache", "Decoder", "HookHandle", "from_config", "load"]
+__all__ = [
+    "Cache",
+    "Decoder",
+    "Encoder",
+    "HookHandle",
+    "ImageEncoder",
+    "as_decoder",
+    "from_config",
+    "load",
+]
 
-Tokens = torch.Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]
-Path = _arguments.Path
 Cache = _core.Cache
 
 
@@ -33,7 +44,7 @@ class _Default:
 _MODELS_OWN = _Default()
 
 
-class Decoder(torch.nn.Module):
+class Decoder(CppModule):
     """A causal decoder; `load` and `from_config` make one.
 
     `named_parameters()` have the names of Hugging Face checkpoints and share memory with the C++
@@ -41,37 +52,11 @@ class Decoder(torch.nn.Module):
     work as with any `torch.nn.Module`.
     """
 
-    def __init__(self, core: _core.Decoder) -> None:
-        super().__init__()
-        self._core = core
-        self._bound: dict[str, torch.Tensor] = {}
-        self._places: list[tuple[str, torch.nn.Module, str]] = []
-        for name, value in core.parameters():
-            *path, leaf = name.split(".")
-            module: torch.nn.Module = self
-            for part in path:
-                if part not in module._modules:
-                    module.add_module(part, torch.nn.Module())
-                module = module.get_submodule(part)
-            module.register_parameter(leaf, torch.nn.Parameter(value))
-            self._places.append((name, module, leaf))
-        self.eval()
-
     @property
-    def config(self) -> dict[str, Any]:
-        """The settings of config.json, as they were read."""
-        settings: dict[str, Any] = json.loads(self._core.config)
-        return settings
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the size of the logits."""
-        return self._core.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence that the model reads; a longer one is refused."""
-        return self._core.max_positions
+    def core(self) -> _core.Decoder:
+        """The C++ model."""
+        core: _core.Decoder = self._core
+        return core
 
     def forward(
         self,
@@ -99,7 +84,7 @@ class Decoder(torch.nn.Module):
             raise TypeError(f"forward: cache must be of new_cache, got {type(cache).__name__}")
         last_only = _arguments.boolean("forward", "last_only", last_only)
         self.bind()
-        return self._core.forward(
+        return self.core.forward(
             self.token_ids("forward", tokens),
             mask_tensor("forward", attention_mask),
             cache,
@@ -111,7 +96,7 @@ class Decoder(torch.nn.Module):
     ) -> torch.Tensor:
         """Returns the state [B, T, E] that the head reads, after the final norm. As `forward`."""
         self.bind()
-        return self._core.hidden(
+        return self.core.hidden(
             self.token_ids("hidden", tokens), mask_tensor("hidden", attention_mask)
         )
 
@@ -122,7 +107,7 @@ class Decoder(torch.nn.Module):
         and memory holds it.
         """
         self.bind()
-        return self._core.new_cache(
+        return self.core.new_cache(
             _arguments.integer("new_cache", "batch_size", batch_size, 1, 2**31),
             _arguments.integer("new_cache", "max_length", max_length, 1, 2**40),
         )
@@ -171,121 +156,29 @@ class Decoder(torch.nn.Module):
         options.eos = self._end_tokens(eos_token_id)
         options.pad = self._pad_token(pad_token_id)
         if on_tokens is not None:
-            function = _callable("generate", "on_tokens", on_tokens)
+            function = callable_argument("generate", "on_tokens", on_tokens)
             options.on_tokens = lambda step: function(step) is not False
         mask = mask_tensor("generate", attention_mask)
         if mask is None and options.pad is not None and options.pad not in options.eos:
             visible = prompt.ne(options.pad)
             mask = None if bool(visible.all()) else visible
-        return self._core.generate(prompt, mask, options)
-
-    def save_pretrained(self, directory: Path, *, max_shard_size: int | str = "5GB") -> None:
-        """Writes a Hugging Face directory: the same tensors' names and bytes, the same settings.
-
-        max_shard_size: bytes, or a text as "200MB" or "1GiB": more tensors are shards of at most
-        this size (a larger tensor has one of its own) with an index.
-
-        The tokenizer's files are copied from where the model was loaded. What was in the directory
-        stays whole until everything is written. Raises OSError or ValueError naming the file.
-        """
-        path = _arguments.directory("save_pretrained", directory)
-        size = _arguments.num_bytes("save_pretrained", "max_shard_size", max_shard_size)
-        self.bind()
-        self._core.save(os.fsdecode(path), size)
+        return self.core.generate(prompt, mask, options)
 
     def tensor(self, role: str, layer: int | None = None, head: int | None = None) -> torch.Tensor:
         """Returns the weights of a role, a differentiable view of the parameter.
 
-        role: q, k, v, o, gate, up, down, norm (before the attention of `layer`; without a layer the
-        final one; also attention_norm, ffn_norm), embed, head. head: the rows of q, k and v, the
+        role: q, k, v, o, gate, up, down, norm (of the attention of `layer`; without a layer the
+        final one), embed, head; besides these attention_norm, ffn_norm, q_norm, k_norm,
+        post_attention_norm, post_ffn_norm, position, project_in, project_out. Matrices are
+        [out, in], also of GPT-2, which stores them transposed. head: the rows of q, k and v, the
         columns of o, that belong to it. q, k and v of all heads are a copy where they are one
-        matrix (GPT-NeoX). ValueError if the model has no such part.
+        matrix by heads (GPT-NeoX). ValueError if the model has no such part.
         """
-        self.bind()
-        if not isinstance(role, str):
-            raise TypeError(f"tensor: role must be a str, got {type(role).__name__}")
-        return self._core.tensor(role, _index("layer", layer), _index("head", head))
-
-    def linear_names(self) -> list[str]:
-        """The names of all linear layers, in the order of their use; the head is last."""
-        return self._core.linear_names()
-
-    def on_linear_input(self, hook: Callable[[str, torch.Tensor], None]) -> HookHandle:
-        """Calls `hook(name, x)` with each linear layer's input [..., in] before it is applied."""
-        function = _callable("on_linear_input", "hook", hook)
-        return HookHandle(self._core, self._core.add_linear_hook(function))
-
-    def replace_linear(self, name: str, layer: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Puts a function of [..., in] -> [..., out] in the place of a linear layer.
-
-        A `torch.nn.Module` is one; its parameters stay its own. ValueError if there is no such
-        layer.
-        """
-        function = _callable("replace_linear", "layer", layer)
-        name = _arguments.text("replace_linear", "name", name)
-        weight = dict(self._current()).get(f"{name}.weight")  # none: a tied head
-        size = self.vocab_size if weight is None else weight.shape[0]
-
-        def call(x: torch.Tensor) -> torch.Tensor:
-            y = function(x)
-            if not isinstance(y, torch.Tensor) or y.shape != (*x.shape[:-1], size):
-                got = list(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-                wanted = [*x.shape[:-1], size]
-                raise ValueError(f"replace_linear: layer of {name} must return {wanted}, got {got}")
-            return y
-
-        self._core.replace_linear(name, call)
-
-    def restore_linear(self, name: str) -> None:
-        """Undoes `replace_linear`."""
-        self._core.restore_linear(_arguments.text("restore_linear", "name", name))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        other = type(self).__new__(type(self))
-        Decoder.__init__(other, self._core.copy())
-        memo[id(self)] = other
-        for (_, value), (_, module, leaf) in zip(self._current(), other._places, strict=True):
-            setattr(module, leaf, copy.deepcopy(value, memo))
-        other.train(self.training)
-        return other
-
-    def _current(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, module, leaf in self._places:
-            value = module._parameters.get(leaf)
-            if value is None:
-                value = _computed(module, leaf)
-            if not isinstance(value, torch.Tensor):
-                raise ValueError(f"parameter {name} must be a tensor, got {value!r:.60}")
-            yield name, value
-
-    @property
-    def core(self) -> _core.Decoder:
-        """The C++ model."""
-        return self._core
-
-    def bind(self) -> None:
-        """Gives the C++ model the parameters as they are now; every call does so first.
-
-        Somebody may have exchanged one: `load_state_dict(assign=True)`, `functional_call`.
-        """
-        for name, value in self._current():
-            if self._bound.get(name) is not value:
-                if torch._C._functorch.is_functorch_wrapped_tensor(value):
-                    raise NotImplementedError(
-                        f"forward: torch.func.grad, vmap and the like cannot reach {name} in C++; "
-                        "functional_call and torch.autograd can"
-                    )
-                self._core.set_parameter(name, value)
-                self._bound[name] = value
-
-    def token_ids(self, function: str, tokens: Tokens) -> torch.Tensor:
-        """Tokens as int64 on the device of the model; `function` is for messages."""
-        plain = token_tensor(function, tokens, "[B, T]", 2)
-        return plain.to(device=next(self.parameters()).device, dtype=torch.int64)
+        return super().tensor(role, layer, head)
 
     def _end_tokens(self, token: int | Sequence[int] | _Default | None) -> list[int]:
         if isinstance(token, _Default):
-            return self._core.eos_token_ids
+            return self.core.eos_token_ids
         if token is None:
             return []
         tokens = list(token) if np.iterable(token) else [token]
@@ -293,10 +186,14 @@ class Decoder(torch.nn.Module):
 
     def _pad_token(self, token: int | _Default | None) -> int | None:
         if isinstance(token, _Default):
-            return self._core.pad_token_id
+            return self.core.pad_token_id
         if token is None:
             return None
         return _arguments.integer("generate", "pad_token_id", token, 0, self.vocab_size - 1)
+
+
+Model = Decoder | Encoder | ImageEncoder
+_M = TypeVar("_M", bound=CppModule)
 
 
 def load(
@@ -305,14 +202,21 @@ def load(
     dtype: torch.dtype | str | None = None,
     mmap: bool = True,
     device: torch.device | str | int | None = None,
-) -> Decoder:
+) -> Model:
     """Returns the model of a Hugging Face directory, in eval mode; parameters require gradients.
 
-    directory: config.json and safetensors, in shards or not, of a Llama, Mistral, Qwen2, Qwen3 or
-    GPT-NeoX model. dtype: float32, float64, bfloat16 or float16; None: the files' own. Tensors of
-    that dtype are the mapped file: replace the file by rename, never rewrite it in place, while the
-    model lives; mmap=False reads into memory instead. Writing to parameters leaves the file alone.
-    device: where the parameters go, "cpu" (None too) or "cuda"; `model.to` moves them later.
+    directory: config.json and safetensors, in shards or not, of a Llama, Mistral, Qwen2, Qwen3,
+    GPT-NeoX, GPT-2, OPT or Gemma model (a `Decoder`), of a BERT, RoBERTa, DistilBERT or DeBERTa-v2
+    model (an `Encoder`) or of a ViT (an `ImageEncoder`). dtype: float32, float64, bfloat16 or
+    float16; None: the files' own. Tensors of that dtype are the mapped file: replace the file by
+    rename, never rewrite it in place, while the model lives; mmap=False reads into memory instead.
+    Writing to parameters leaves the file alone. device: where the parameters go, "cpu" (None too)
+    or "cuda"; `model.to` moves them later.
+
+    A decoder whose config.json says `attn_implementation` "paperlab_cca" has
+    `paperlab.cca.apply` done with its `cca_*` settings; otherwise these are kept and change nothing
+    (transformers' save_pretrained writes them without an implementation, and its from_pretrained
+    then attends in full too).
 
     Raises FileNotFoundError or another OSError, or ValueError naming the file and the tensor or
     setting: missing, unknown or misshapen tensors, NaN, settings that would change the numbers and
@@ -321,12 +225,15 @@ def load(
     name = None if dtype is None else _arguments.dtype_name("load", dtype)
     path = _arguments.directory("load", directory)
     place = _arguments.device("load", device)
+    model_type = _model_type(path)
+    if _encoder.is_encoder(model_type):
+        return _on(place, _encoder.load(path, name, mmap))
     try:
-        return _on(place, Decoder(_core.Decoder.load(path, name, mmap)))
+        return _on(place, _attending(Decoder(_core.Decoder.load(path, name, mmap))))
     except ValueError as error:
-        hint = _OTHER_LOADERS.get(_model_type(path))
+        hint = _OTHER_LOADERS.get(model_type)
         if hint is None:
-            raise
+            raise _with_encoders(error) from None
         raise ValueError(f"{error}; {hint} loads it") from None
 
 
@@ -351,13 +258,13 @@ def from_config(
     seed: int = 0,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str | int | None = None,
-) -> Decoder:
+) -> Model:
     """Returns a new model with the settings of a config.json and random values.
 
     init: standard deviations, "normal" (initializer_range), "gpt_neox" (sqrt(2 / 5E), of outputs
-    2 / (L sqrt(E)); arXiv:2204.06745), "xavier" (sqrt(2 / (in + out))). The values are a function
-    of `seed` and the element for any number of threads, on any `device`. Raises ValueError as
-    `load`.
+    2 / (L sqrt(E)); arXiv:2204.06745), "xavier" (sqrt(2 / (in + out))); encoders have the first
+    alone. The values are a function of `seed` and the element for any number of threads, on any
+    `device`. Raises ValueError as `load`.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"from_config: config must be a mapping, got {type(config).__name__}")
@@ -372,25 +279,40 @@ def from_config(
     if name == "float16":
         raise ValueError(f"from_config: dtype must be float32, float64 or bfloat16, got {name}")
     place = _arguments.device("from_config", device)
-    return _on(place, Decoder(_core.Decoder.from_config(text, init, number, name)))
+    if _encoder.is_encoder(config.get("model_type")):
+        if init != "normal":
+            raise ValueError(f"from_config: init must be normal for an encoder, got {init}")
+        return _on(place, _encoder.from_config(text, number, name))
+    try:
+        return _on(place, _attending(Decoder(_core.Decoder.from_config(text, init, number, name))))
+    except ValueError as error:
+        raise _with_encoders(error) from None
 
 
-def _on(device: torch.device, model: Decoder) -> Decoder:
+def _attending(model: Decoder) -> Decoder:
+    """The model with the attention that its settings name, if that is core-context attention."""
+    settings = model.config
+    named = settings.get("attn_implementation", settings.get("_attn_implementation"))
+    if named == "paperlab_cca":
+        from paperlab.integrations.transformers import cca_settings
+
+        _core.cca_apply(model.core, cca_settings("load", settings.get))
+    return model
+
+
+def as_decoder(model: Model) -> Decoder:
+    """Returns the model, which must be a `Decoder`; ValueError if it is an encoder."""
+    if not isinstance(model, Decoder):
+        kind = model.config["model_type"]
+        raise ValueError(f"the model must be a causal decoder, got one of model_type '{kind}'")
+    return model
+
+
+def _with_encoders(error: ValueError) -> ValueError:
+    if "setting 'model_type'" not in str(error):
+        return error
+    return ValueError(f"{error}; encoders are {', '.join(_core.encoder_model_types())}")
+
+
+def _on(device: torch.device, model: _M) -> _M:
     return model if device.type == "cpu" else model.to(device)  # mapped files stay as they are
-
-
-def _index(name: str, value: int | None) -> int | None:
-    return None if value is None else _arguments.integer("tensor", name, value, 0, 2**31)
-
-
-def _computed(module: torch.nn.Module, leaf: str) -> Any:
-    """What stands in a parameter's place: torch.nn.utils' parametrize, prune, weight_norm, ..."""
-    for hook in module._forward_pre_hooks.values():  # some compute it there
-        hook(module, ())
-    return getattr(module, leaf, None)
-
-
-def _callable(function: str, name: str, value: Callable[..., Any]) -> Callable[..., Any]:
-    if not callable(value):
-        raise TypeError(f"{function}: {name} must be callable, got {type(value).__name__}")
-    return value

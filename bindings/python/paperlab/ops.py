@@ -2,7 +2,8 @@
 
 Tensors are on the CPU or on a CUDA device; `set_backend` says who computes. float16 is for CUDA
 devices (and for the backend "torch"). On a CUDA device checks of values (targets, key ranges) may
-surface at the next synchronisation.
+surface at the next synchronisation. In compiled code an argument that the tracer finds bad is a
+torch._dynamo.exc.TorchRuntimeError that quotes our message, as for torch's own functions.
 """
 
 from typing import Literal, cast, overload
@@ -33,11 +34,14 @@ def set_backend(name: Backend) -> None:
 
     name: "auto": on the CPU our kernels; on a CUDA device our kernel where it was seen to pass its
         tests on the GPU's architecture (the tables in kernels/*/README.md), else LibTorch's own
-        operations, with one notice for each operator and process.
+        operations, with one UserWarning for each operator and process.
       "kernels": our kernels, also those that no GPU of this architecture has passed.
       "torch": LibTorch's own operations on every device; float16 too. For comparison.
     At first it is what the environment variable PAPERLAB_BACKEND says, or "auto"; with a variable
     that says anything else the import of paperlab is a ValueError.
+
+    Before a CUDA graph is captured, call once what is to be captured: first calls load libraries
+    and ask the device what it is, neither of which a capture allows.
 
     Raises ValueError for any other name. Calls that have begun go on as they were.
     """
@@ -118,7 +122,9 @@ def attention(
 
     Raises ValueError if a shape, device, layout or value is not as above, TypeError for a dtype or
     type. Accumulates in float32 (float64 for float64); memory is linear in T and S. The same bits
-    from run to run and for any number of threads; with T = 1 for any B.
+    from run to run and for any number of threads; with T = 1 for any B (but on a CUDA device where
+    LibTorch computes). On the CPU NaN and infinity reach only rows that see their key; elsewhere
+    and for the backend "torch" k and v must be finite, since a weight of 0 does not hide them.
     Source: FlashAttention-2 (Dao, arXiv:2307.08691).
     """
     for name, value in (("q", q), ("k", k), ("v", v)):

@@ -11,7 +11,7 @@ from typing import Any, Self, SupportsInt, TypeVar
 import numpy.typing as npt
 import torch
 
-from paperlab import _arguments, _core
+from paperlab import _arguments, _core, _processes
 from paperlab.nn import Decoder
 
 __all__ = ["StepRecord", "fit"]
@@ -23,6 +23,10 @@ OnStep = Callable[[StepRecord], bool | Mapping[str, float] | None]
 T = TypeVar("T")
 
 _MOST = 2**53
+_HANDLERS: dict[int, Any] = {  # those that a program has put there stay
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 
 def fit(
@@ -63,8 +67,7 @@ def fit(
     each checkpoint and given back when a run goes on.
     optimizer: adamw | sgd (`momentum`; weight_decay is added to the gradient) | adafactor, with
     the formulas of torch.optim. no_decay: fnmatch patterns of parameters that do not decay; one of
-    them must match. shard_optimizer: False; training on several processes is not there yet, and a
-    WORLD_SIZE above 1 in the environment is refused.
+    them must match.
     schedule: learning_rate * (step + 1) / warmup_steps while step < warmup_steps, then constant |
     cosine (down to min_learning_rate at `steps`) | wsd (constant, then linear over the last
     `decay_steps`). clip_norm: of all gradients together, as `clip_grad_norm_`. accumulate: parts
@@ -80,14 +83,25 @@ def fit(
     on_step, or waits for the end of the step, and writes a checkpoint before KeyboardInterrupt; a
     second one raises it as soon as data or on_step is called.
 
+    Several processes (started by torchrun, or in a group of torch.distributed that is there) train
+    together: each calls fit with the same arguments, `data` returns the global batch in each, and
+    each computes its rows; B must be a multiple of accumulate times the processes. All begin with
+    the first one's parameters and return the global batch's values; the first alone writes. Two
+    processes add up the same numbers as one with twice `accumulate`. shard_optimizer: each keeps
+    the optimizer's state of a part of the parameters; results and checkpoints are the same, and the
+    first gathers the state in memory to write it. Another number of processes may go on with a run.
+    on_step is called in each; one that stops, or is interrupted (SIGTERM too), stops all after the
+    same step, and an error in one ends all.
+
     Raises ValueError or TypeError before any work, with model and `out` as they were, if an
     argument or the first batch is not as above, in torch.inference_mode, or if `out` holds a run
     with other settings or a metrics.jsonl of something else; ValueError naming the step and the
     first bad tensor if the loss or a gradient is not finite (the parameters are then as before the
     step), or if a parameter is not when a checkpoint is due or at the end; OSError if another run
-    writes to `out` or the disk is full. The last checkpoint stays.
+    writes to `out`, the disk is full or another process failed; ConnectionError if another process
+    ended or does not answer: without shards the first has then written a checkpoint of the last
+    whole step. The last checkpoint stays.
     """
-    _check_processes(shard_optimizer)
     if not isinstance(model, Decoder):
         raise TypeError(f"fit: model must be a Decoder, got {type(model).__name__}")
     for name, function in {"data": data, "on_step": on_step}.items():
@@ -132,6 +146,7 @@ def fit(
         raise ValueError(f"fit: resume must be auto or never, got {resume!r:.60}")
     options.resumes = resume == "auto"
     options.seed = _arguments.integer("fit", "seed", seed, 0, 2**64 - 1)
+    options.shards_optimizer = _arguments.boolean("fit", "shard_optimizer", shard_optimizer)
     return _run(model, data, options, on_step)
 
 
@@ -145,31 +160,27 @@ def _run(
         return model.token_ids(f"fit: data({step})", data(int(step)))
 
     state, load_state = _data_state(data)
-    with _Interruption() as interruption:
+    group = _processes.group_of(next(model.parameters()).device)
+    if group is not None:
+        options.set_group(group)
+    with _Interruption(signal.SIGINT, *([] if group is None else [signal.SIGTERM])) as interruption:
 
-        def after(record: StepRecord) -> tuple[bool, dict[str, float]]:
+        def after(record: StepRecord) -> tuple[bool, bool, dict[str, float]]:
             reply = None if on_step is None else interruption.during(lambda: on_step(record))
             measures = _measures(reply) if isinstance(reply, Mapping) else {}
-            return reply is not False and not interruption.is_asked, measures
+            return reply is not False, interruption.is_asked, measures
 
         model.bind()
-        losses, norms, rates, _ = _core.fit(model.core, options, batch, after, state, load_state)
-    if interruption.is_asked:
+        try:
+            losses, norms, rates, is_interrupted = _core.fit(
+                model.core, options, batch, after, state, load_state
+            )
+        except ConnectionError:
+            _processes.leave_what_was_joined()  # whoever waits for this process need not
+            raise
+    if is_interrupted or interruption.is_asked:
         raise KeyboardInterrupt
     return {"loss": losses, "grad_norm": norms, "learning_rate": rates}
-
-
-def _check_processes(shard_optimizer: object) -> None:
-    if _arguments.boolean("fit", "shard_optimizer", shard_optimizer):
-        raise ValueError(
-            "fit: shard_optimizer must be False: training on several processes is not there yet"
-        )
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdecimal() and int(processes) > 1:
-        raise ValueError(
-            f"fit: WORLD_SIZE must be 1, got {processes}: training on several processes is not "
-            "there yet; start one process, without torchrun"
-        )
 
 
 def _data_state(
@@ -195,10 +206,11 @@ def _data_state(
 class _Interruption:
     """Ctrl-C as a wish that the end of the step grants; a second one interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *signals: signal.Signals) -> None:
         self.is_asked = False
         self._is_callback = False
-        self._previous: Any = None
+        self._signals = signals
+        self._previous: dict[signal.Signals, Any] = {}
 
     def during(self, callback: Callable[[], T]) -> T | None:
         """Returns callback(), which the first Ctrl-C interrupts too; None then."""
@@ -212,18 +224,19 @@ class _Interruption:
             self._is_callback = False
 
     def __enter__(self) -> Self:
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
+                if signal.getsignal(number) is _HANDLERS[number]:
+                    self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         was_asked, self.is_asked = self.is_asked, True
-        if was_asked or self._is_callback:
+        if number == signal.SIGINT and (was_asked or self._is_callback):
             signal.default_int_handler(number, frame)
 
 

@@ -1,7 +1,9 @@
 #include "kernels/common/cuda/descent.h"
 
+#include <string>
 #include <utility>
 
+#include "kernels/common/cuda/capture.h"
 #include "kernels/common/cuda/check.cuh"
 #include "kernels/common/cuda/device_buffer.h"
 
@@ -24,19 +26,37 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+std::string problem_of(cudaError_t status) {
+  return status == cudaSuccess ? std::string() : cudaGetErrorString(status);
+}
+
+struct CaptureCalls {
+  using Graph = cudaGraph_t;
+  using Executable = cudaGraphExec_t;
+
+  cudaStream_t stream;
+
+  std::string begin() const {
+    return problem_of(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  }
+  std::string end(Graph& graph) const { return problem_of(cudaStreamEndCapture(stream, &graph)); }
+  std::string instantiate(Graph graph, Executable& executable) const {
+    return problem_of(cudaGraphInstantiate(&executable, graph, 0));
+  }
+  void destroy(Graph graph) const { cudaGraphDestroy(graph); }
+  void clear_error() const { cudaGetLastError(); }
+};
+
 // `count` steps captured once.
 class StepGraph {
  public:
   StepGraph(OneLayerPlanCuda& plan, const DescentState& state, int count, const Context& context) {
-    cudaGraph_t graph = nullptr;
-    PAPERLAB_CUDA_CHECK(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < count; ++i) {
-      plan.step(state, context);
-    }
-    PAPERLAB_CUDA_CHECK(cudaStreamEndCapture(context.stream, &graph));
-    const cudaError_t status = cudaGraphInstantiate(&graph_, graph, 0);
-    cudaGraphDestroy(graph);
-    PAPERLAB_CUDA_CHECK(status);
+    CaptureCalls calls{context.stream};
+    graph_ = captured(calls, "descent_cuda", [&] {
+      for (int i = 0; i < count; ++i) {
+        plan.step(state, context);
+      }
+    });
   }
   ~StepGraph() { cudaGraphExecDestroy(graph_); }
   StepGraph(const StepGraph&) = delete;
@@ -84,8 +104,9 @@ struct DescentCuda::Device {
     control.upload({&still, 1}, stream.context());
     plan->step(state, stream.context());
     stream.wait();
-    one_step = std::make_unique<StepGraph>(*plan, state, 1, stream.context());
+    auto one = std::make_unique<StepGraph>(*plan, state, 1, stream.context());
     many_steps = std::make_unique<StepGraph>(*plan, state, kStepsPerGraph, stream.context());
+    one_step = std::move(one);  // both or none
   }
 };
 

@@ -9,7 +9,7 @@ namespace paperlab::kernels {
 
 enum class Activation : std::uint8_t {
   kNone,
-  kGelu,  // x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+  kGeluTanh,  // x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
 };
 
 // C = residual + gate * activation(A B^T + bias), element by element; what is absent is left out.

@@ -215,19 +215,21 @@ struct QuerySums {
 struct QueryTasks {
   const std::int64_t* marginals;
   int count;
+
+  PAPERLAB_HD std::int64_t place(int task) const { return marginals[task]; }
 };
 
 // Writes column `column` of the gradient of w, and the query's part [2 length] of the gradient of
-// u.
-template <Team T>
-PAPERLAB_HD void sum_query(T& team, QuerySums& sums, const Marginal* marginals, QueryTasks tasks,
+// u. Tasks: `count` of them and the place(task) of their marginals, as QueryTasks.
+template <Team T, class Tasks = QueryTasks>
+PAPERLAB_HD void sum_query(T& team, QuerySums& sums, const Marginal* marginals, Tasks tasks,
                            int length, QueryTable table, const OneLayerParameters& parameters,
                            double* gradient_w, double* part_of_u) {
   team.each([&](int thread, auto&) {
     const int i = thread % kSumEntries;
     Marginal sum{0.0, 0.0};
     for (int task = thread / kSumEntries; i < 2 * length && task < tasks.count; task += kSumParts) {
-      const Marginal part = marginals[tasks.marginals[task] + i];
+      const Marginal part = marginals[tasks.place(task) + i];
       sum.q += part.q;
       sum.r += part.r;
     }

@@ -108,6 +108,19 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // ---------------------------------------------------------------------------------------------
 
+void launch_u_gradient(const double* parts_of_u, int max_length, int width, double* gradient_u,
+                       const Context& context) {
+  u_gradient_kernel<<<1, kBlockThreads, 0, context.stream>>>(parts_of_u, max_length, width,
+                                                             gradient_u);
+  PAPERLAB_CUDA_LAUNCHED(u_gradient_kernel);
+}
+
+void launch_evaluation_sum(const EvaluationSum* parts, int count, std::int64_t num_strings,
+                           OneLayerEvaluation* out, const Context& context) {
+  sum_evaluations_kernel<<<1, kBlockThreads, 0, context.stream>>>(parts, count, num_strings, out);
+  PAPERLAB_CUDA_LAUNCHED(sum_evaluations_kernel);
+}
+
 bool has_usable_gpu() {
   int count = 0;
   cudaFuncAttributes attributes{};
@@ -191,9 +204,8 @@ void OneLayerPlanCuda::gradient(const OneLayerParameters& parameters,
   begin(parameters, context);
   launch_tasks({memory_->e.data(), memory_->eu.data()}, memory_->marginals.data(), context);
   sum_tasks(parameters, gradient.w, context);
-  u_gradient_kernel<<<1, kBlockThreads, 0, context.stream>>>(
-      memory_->parts_of_u.data(), max_length(), 2 * parameters.max_length, gradient.u);
-  PAPERLAB_CUDA_LAUNCHED(u_gradient_kernel);
+  launch_u_gradient(memory_->parts_of_u.data(), max_length(), 2 * parameters.max_length, gradient.u,
+                    context);
 }
 
 void OneLayerPlanCuda::step(const DescentState& state, const Context& context) {
@@ -212,9 +224,8 @@ void OneLayerPlanCuda::evaluate(const OneLayerParameters& parameters, OneLayerEv
                                 const Context& context) {
   begin(parameters, context);
   launch_evaluations({memory_->e.data(), memory_->eu.data()}, memory_->evaluations.data(), context);
-  sum_evaluations_kernel<<<1, kBlockThreads, 0, context.stream>>>(
-      memory_->evaluations.data(), memory_->num_tasks, memory_->num_strings, out);
-  PAPERLAB_CUDA_LAUNCHED(sum_evaluations_kernel);
+  launch_evaluation_sum(memory_->evaluations.data(), memory_->num_tasks, memory_->num_strings, out,
+                        context);
 }
 
 void OneLayerPlanCuda::check_spread(const Context& context) {

@@ -80,4 +80,11 @@ class OneLayerPlanCuda {
   std::unique_ptr<Memory> memory_;
 };
 
+// The last launches of a gradient and of an evaluation, on memory of the device: u's gradient
+// [width] from the parts of every query, and the sum of `count` tasks.
+void launch_u_gradient(const double* parts_of_u, int max_length, int width, double* gradient_u,
+                       const Context& context);
+void launch_evaluation_sum(const EvaluationSum* parts, int count, std::int64_t num_strings,
+                           OneLayerEvaluation* out, const Context& context);
+
 }  // namespace paperlab::kernels

@@ -47,6 +47,14 @@ struct DeviceLanes {
     phase(lane);
   }
 
+  // Until all lanes are here. Loads and products below (.aligned in PTX) need all lanes at one
+  // instruction; behind branches that lanes take by their own values nothing else promises that.
+  PAPERLAB_HD void converge() const {
+#ifdef __CUDA_ARCH__
+    __syncwarp();
+#endif
+  }
+
   // Every lane gets op over the four lanes of its quad, 4 i..4 i + 3.
   template <int kCount, class Op>
   PAPERLAB_HD void over_quad([[maybe_unused]] OwnValues<float, kCount>& x,
@@ -102,6 +110,8 @@ struct HostLanes {
       phase(is_reversed ? kWarp - 1 - i : i);
     }
   }
+
+  void converge() const {}
 
   template <int kCount, class Op>
   void over_quad(AllValues<float, kCount>& x, Op op) const {

@@ -14,6 +14,7 @@
 #include "paperlab/cca/partition.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/linear.h"
+#include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::cca {
 namespace {
@@ -138,6 +139,7 @@ at::Tensor mask(std::int64_t length, const Options& options) {
   const std::int64_t core = num_visible(length, options);
   TORCH_CHECK_VALUE(static_cast<double>(length) * static_cast<double>(core + length) < 0x1p46,
                     "mask: length must give less than 2^46 elements, got ", length);
+  check_memory("mask", "length", {length, core + length}, at::kBool);
   const at::Tensor query = at::arange(1, length + 1, at::kLong).unsqueeze(1);  // i
   const at::Tensor token = at::arange(1, length + 1, at::kLong).unsqueeze(0);
   const at::Tensor behind = query.sub(options.keep_first + options.window);
@@ -164,9 +166,13 @@ at::Tensor effective_attention(const at::Tensor& query, const at::Tensor& key,
   check_query_and_key("effective_attention", query, key);
   const ops::autocast::Off no_autocast;
   const at::ScalarType dtype = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const std::int64_t length = query.sym_size(2).guard_int(__FILE__, __LINE__);
+  if (ops::checks::has_memory(query)) {
+    check_memory("effective_attention", "T", {query.size(0), query.size(1), length, length},
+                 query.options().dtype(dtype));
+  }
   const at::Tensor q = query.to(dtype);
   const at::Tensor k = key.to(dtype);
-  const std::int64_t length = query.sym_size(2).guard_int(__FILE__, __LINE__);
   const at::Tensor seen = mask(length, options).to(query.device());
   const std::int64_t count = num_visible(length, options);
   constexpr double kNever = -std::numeric_limits<double>::infinity();

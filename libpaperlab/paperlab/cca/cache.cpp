@@ -57,6 +57,17 @@ std::vector<std::int64_t> starts_of(const char* function, const at::Tensor& key_
   return is_padded ? starts : std::vector<std::int64_t>{};
 }
 
+// Under autocast x in the dtype that the cache has, or will have: autocast's. float64 stays.
+at::Tensor taken(const KvCache& cache, const at::Tensor& x) {
+  const bool is_begun = cache.length() > 0;
+  if (!is_autocast_on(x) || (is_begun && x.scalar_type() == cache.dtype())) {
+    return x;
+  }
+  const at::Tensor low = lowered(x);
+  const bool is_exact = low.scalar_type() == at::kDouble || !low.is_floating_point();
+  return !is_begun || is_exact || cache.dtype() == at::kDouble ? low : low.to(cache.dtype());
+}
+
 }  // namespace
 
 // One call.
@@ -68,6 +79,12 @@ struct KvCache::Chunk {
   std::int64_t size() const { return query.size(2); }
 };
 
+// Those that a call's rows need.
+struct KvCache::RawTokens {
+  Buffer buffer;
+  bool is_for_call;  // memory that no cache keeps: it is as long as the call, or the caller's
+};
+
 KvCache::KvCache(const Options& options, bool is_revertible)
     : options_(options), is_revertible_(is_revertible) {
   validate("KVCache", options);
@@ -77,14 +94,16 @@ KvCache::KvCache(const Options& options, bool is_revertible)
 
 at::Tensor KvCache::prefill(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& key_start) {
-  return append("KVCache.prefill", {query, key, value}, key_start);
+  return append("KVCache.prefill", {taken(*this, query), taken(*this, key), taken(*this, value)},
+                key_start);
 }
 
 at::Tensor KvCache::step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
-  check_inputs("KVCache.step", query, key, value);
+  const Chunk given = {taken(*this, query), taken(*this, key), taken(*this, value)};
+  check_inputs("KVCache.step", given.query, given.key, given.value);
   TORCH_CHECK_VALUE(query.size(2) == 1, "KVCache.step: q must be [B, H, 1, D], got ",
                     query.sizes());
-  return append("KVCache.step", {query, key, value}, {});
+  return append("KVCache.step", given, {});
 }
 
 at::Tensor KvCache::append(const char* function, const Chunk& given, const at::Tensor& key_start) {
@@ -108,9 +127,9 @@ at::Tensor KvCache::append(const char* function, const Chunk& given, const at::T
   const at::NoGradGuard no_grad;
   const ops::autocast::Off no_autocast;
   const Chunk chunk{given.query.detach(), given.key.detach(), given.value.detach()};
-  const Buffer raw = raw_with(chunk);
-  const Buffer prefix = prefix_with(chunk, raw);
-  at::Tensor out = attend(chunk, raw, prefix);
+  const RawTokens raw = raw_with(chunk);
+  const Buffer prefix = prefix_with(chunk, raw.buffer);
+  at::Tensor out = attend(chunk, raw.buffer, prefix);
   keep_raw(chunk, raw);
   prefix_ = prefix;
   length_ += chunk.size();
@@ -192,65 +211,52 @@ KvCache::Buffer KvCache::new_raw(const Buffer& from, std::int64_t first) const {
   return fresh;
 }
 
-// The raw tokens that the chunk's rows need, its own included: in raw_ where they fit, else side by
-// side in new memory.
-KvCache::Buffer KvCache::raw_with(const Chunk& chunk) {
+// The chunk's own included: behind raw_'s where they fit, else with those that are needed in new
+// memory. What raw_ holds stays as it is, so that a call that fails changes nothing.
+KvCache::RawTokens KvCache::raw_with(const Chunk& chunk) const {
   const std::int64_t size = chunk.size();
   const std::int64_t first = needed_from(length_);
   const std::int64_t kept = length_ - first;
   if (kept + size > raw_capacity(kept + size)) {
     if (kept == 0) {
-      return {chunk.key, chunk.value, length_, size};
+      return {{chunk.key, chunk.value, length_, size}, true};
     }
     const std::int64_t offset = first - raw_.first;
-    return {at::cat({entries(raw_.key, offset, kept), chunk.key}, 2),
-            at::cat({entries(raw_.value, offset, kept), chunk.value}, 2), first, kept + size};
+    return {{at::cat({entries(raw_.key, offset, kept), chunk.key}, 2),
+             at::cat({entries(raw_.value, offset, kept), chunk.value}, 2), first, kept + size},
+            true};
   }
-  if (raw_.count + size > raw_.capacity()) {
-    make_room(chunk, first);
-  }
-  Buffer raw = raw_;
+  Buffer raw = raw_.count + size > raw_.capacity() ? with_room(chunk, first) : raw_;
+  entries(raw.key, raw.count, size).copy_(chunk.key);
+  entries(raw.value, raw.count, size).copy_(chunk.value);
   raw.count += size;
-  entries(raw.key, raw_.count, size).copy_(chunk.key);
-  entries(raw.value, raw_.count, size).copy_(chunk.value);
+  return {raw, false};
+}
+
+// raw_'s tokens from `first` on in new memory that holds the chunk's besides.
+KvCache::Buffer KvCache::with_room(const Chunk& chunk, std::int64_t first) const {
+  const std::int64_t kept = length_ - first;
+  std::vector<std::int64_t> sizes = chunk.key.sizes().vec();
+  sizes[2] = std::max(raw_.capacity(), raw_capacity(kept + chunk.size()));
+  Buffer raw{at::empty(sizes, chunk.key.options()), at::empty(sizes, chunk.key.options()), first,
+             kept};
+  if (kept > 0) {
+    const std::int64_t offset = first - raw_.first;
+    entries(raw.key, 0, kept).copy_(entries(raw_.key, offset, kept));
+    entries(raw.value, 0, kept).copy_(entries(raw_.value, offset, kept));
+  }
   return raw;
 }
 
-// Drops tokens before `first` and lets raw_ hold the chunk's besides; the tokens stay the same.
-void KvCache::make_room(const Chunk& chunk, std::int64_t first) {
-  const std::int64_t kept = length_ - first;
-  const std::int64_t capacity = raw_capacity(kept + chunk.size());
-  Buffer raw = raw_;
-  raw.first = first;
-  raw.count = kept;
-  if (capacity > raw_.capacity()) {
-    std::vector<std::int64_t> sizes = chunk.key.sizes().vec();
-    sizes[2] = capacity;
-    raw.key = at::empty(sizes, chunk.key.options());
-    raw.value = at::empty(sizes, chunk.key.options());
-  }
-  if (kept > 0) {
-    const std::int64_t offset = first - raw_.first;
-    // Both before either is moved: there may be no memory for the second.
-    const at::Tensor key = entries(raw_.key, offset, kept).clone();
-    const at::Tensor value = entries(raw_.value, offset, kept).clone();
-    entries(raw.key, 0, kept).copy_(key);
-    entries(raw.value, 0, kept).copy_(value);
-  }
-  raw_ = std::move(raw);
-}
-
-void KvCache::keep_raw(const Chunk& chunk, const Buffer& raw) {
-  before_ = {};
-  if (raw.key.is_same(raw_.key)) {
-    raw_ = raw;
+// All memory is taken before anything is changed.
+void KvCache::keep_raw(const Chunk& chunk, const RawTokens& raw) {
+  if (!raw.is_for_call) {
+    before_ = {};
+    raw_ = raw.buffer;
     return;
   }
-  const std::int64_t first = needed_from(length_ + chunk.size());
-  Buffer fresh = new_raw(raw, first);
-  if (is_revertible_) {
-    before_ = raw_;
-  }
+  Buffer fresh = new_raw(raw.buffer, needed_from(length_ + chunk.size()));
+  before_ = is_revertible_ ? raw_ : Buffer();
   raw_ = std::move(fresh);
 }
 

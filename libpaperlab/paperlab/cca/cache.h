@@ -50,7 +50,8 @@ class PAPERLAB_API KvCache {
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value);
 
   const Options& options() const { return options_; }
-  std::int64_t length() const { return length_; }  ///< L, tokens so far.
+  std::int64_t length() const { return length_; }                  ///< L, tokens so far.
+  at::ScalarType dtype() const { return raw_.key.scalar_type(); }  ///< Where length() > 0.
 
   /// Core and raw vectors that a next token may need: floor((L - n) / g) + L - g j(L),
   /// of the row with the least padding.
@@ -78,6 +79,7 @@ class PAPERLAB_API KvCache {
     std::int64_t end() const { return first + count; }
   };
   struct Chunk;
+  struct RawTokens;
 
   at::Tensor append(const char* function, const Chunk& given, const at::Tensor& key_start);
   std::vector<std::int64_t> new_starts(const char* function, const at::Tensor& query,
@@ -89,9 +91,9 @@ class PAPERLAB_API KvCache {
   std::int64_t needed_from(std::int64_t length) const;  // the first raw token
   std::int64_t raw_capacity(std::int64_t count) const;
   Buffer new_raw(const Buffer& from, std::int64_t first) const;
-  Buffer raw_with(const Chunk& chunk);
-  void make_room(const Chunk& chunk, std::int64_t first);
-  void keep_raw(const Chunk& chunk, const Buffer& raw);
+  RawTokens raw_with(const Chunk& chunk) const;
+  Buffer with_room(const Chunk& chunk, std::int64_t first) const;
+  void keep_raw(const Chunk& chunk, const RawTokens& raw);
   Buffer prefix_with(const Chunk& chunk, const Buffer& raw) const;
   std::int64_t spare_core(const Chunk& chunk, std::int64_t core) const;
   void pool_rows(const Chunk& chunk, const Buffer& raw, const Buffer& prefix, std::int64_t row,

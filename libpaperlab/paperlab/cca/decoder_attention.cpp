@@ -1,5 +1,7 @@
 #include "paperlab/cca/decoder_attention.h"
 
+#include <ATen/autocast_mode.h>
+
 #include <string>
 #include <utility>
 
@@ -21,9 +23,10 @@ class CoreContextCache final : public nn::LayerCache {
   // query [B, H, T, D], key and value [B, G, T, D] of the tokens from num_past on.
   at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                     const nn::AttentionInput& input) {
+    const bool is_autocast = at::autocast::is_autocast_enabled(key.device().type());
+    const bool is_dtype = is_autocast || key.scalar_type() == model_dtype();
     const bool is_alike = key.size(0) == shape_.batch_size && key.size(1) == shape_.num_kv_heads &&
-                          key.size(3) == shape_.head_dim &&
-                          key.scalar_type() == c10::typeMetaToScalarType(shape_.options.dtype()) &&
+                          key.size(3) == shape_.head_dim && is_dtype &&
                           key.device() == shape_.options.device();
     require<ValueError>(
         is_alike, kAttention,
@@ -37,13 +40,26 @@ class CoreContextCache final : public nn::LayerCache {
     } else if (input.num_past < cache_.length()) {
       cache_.truncate(input.num_past);
     }
-    return cache_.prefill(query, key, value, input.key_start);
+    const at::ScalarType dtype = cache_.length() > 0 ? cache_.dtype() : first_dtype(key);
+    return cache_.prefill(query.to(dtype), key.to(dtype), value.to(dtype), input.key_start)
+        .to(query.scalar_type());
   }
 
   std::int64_t num_bytes() const override { return cache_.num_bytes(); }
   const Options& options() const { return cache_.options(); }
 
  private:
+  at::ScalarType model_dtype() const { return c10::typeMetaToScalarType(shape_.options.dtype()); }
+
+  // Of a cache that is begun with such keys: as LibTorch's attention, in autocast's dtype where
+  // that is on; float64 stays. Norms of heads give float32 there.
+  static at::ScalarType first_dtype(const at::Tensor& key) {
+    const c10::DeviceType device = key.device().type();
+    const bool is_lowered =
+        at::autocast::is_autocast_enabled(device) && key.scalar_type() != at::kDouble;
+    return is_lowered ? at::autocast::get_autocast_dtype(device) : key.scalar_type();
+  }
+
   nn::CacheShape shape_;
   KvCache cache_;
 };
@@ -107,6 +123,14 @@ void apply(nn::Decoder& decoder, const Options& options) {
     place = std::make_shared<DecoderAttention>(options,
                                                applied == nullptr ? place : applied->original());
   }
+}
+
+const Options* applied(nn::Decoder& decoder) {
+  if (decoder.config().num_layers == 0) {
+    return nullptr;
+  }
+  const auto* attention = dynamic_cast<const DecoderAttention*>(decoder.block(0).attention.get());
+  return attention == nullptr ? nullptr : &attention->options();
 }
 
 void remove(nn::Decoder& decoder) {

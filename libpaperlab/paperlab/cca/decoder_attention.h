@@ -14,7 +14,8 @@
 namespace paperlab::cca {
 
 /// Groups count from a row's first token that is not padding. Its cache keeps the core entries and
-/// the last raw keys alone, whatever nn::CacheShape::max_length is.
+/// the last raw keys alone, whatever nn::CacheShape::max_length is. It has the dtype of its first
+/// call: under autocast that of autocast (float64 stays), and later calls are brought to it.
 class PAPERLAB_API DecoderAttention final : public nn::Attention {
  public:
   /// \param original  what remove() puts back; not null.
@@ -41,6 +42,9 @@ class PAPERLAB_API DecoderAttention final : public nn::Attention {
 /// \throws ValueError  if the options are not valid, or a layer has a sliding window that is
 ///                     shorter than config().max_positions; nothing has changed then.
 PAPERLAB_API void apply(nn::Decoder& decoder, const Options& options);
+
+/// The options of the last apply(); null after remove() or where there was none.
+PAPERLAB_API const Options* applied(nn::Decoder& decoder);
 
 /// Undoes apply(); nothing happens where there was none.
 PAPERLAB_API void remove(nn::Decoder& decoder);

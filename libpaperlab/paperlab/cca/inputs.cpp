@@ -1,3 +1,6 @@
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include "paperlab/cca/inputs_internal.h"
@@ -57,6 +60,36 @@ void check_inputs(const char* function, const at::Tensor& query, const at::Tenso
   check_is_like(function, "v", value, query);
   TORCH_CHECK_VALUE(value.sym_sizes() == key.sym_sizes(), function,
                     ": v must be of the shape of k ", key.sym_sizes(), ", got ", value.sym_sizes());
+}
+
+bool is_autocast_on(const at::Tensor& x) {
+  if (!x.defined() || !(x.is_cpu() || x.is_cuda())) {
+    return false;
+  }
+  const c10::DeviceType device = x.device().type();
+  return at::autocast::is_autocast_enabled(device) &&
+         !c10::impl::tls_is_dispatch_key_excluded(
+             at::autocast::get_autocast_dispatch_key_from_device_type(device));
+}
+
+at::Tensor lowered(const at::Tensor& x) {
+  if (!is_autocast_on(x)) {
+    return x;
+  }
+  const c10::DeviceType device = x.device().type();
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
+}
+
+void check_memory(const char* function, const char* argument, at::IntArrayRef sizes,
+                  const at::TensorOptions& options) {
+  bool fits = true;
+  try {
+    const at::Tensor memory = at::empty(sizes, options);
+  } catch (const c10::Error&) {  // the allocators' own type
+    fits = false;
+  }
+  TORCH_CHECK_VALUE(fits, function, ": ", argument, " must give a result that memory holds, got ",
+                    sizes, " of ", options.dtype());
 }
 
 void check_options(const char* function, const Options& options) {

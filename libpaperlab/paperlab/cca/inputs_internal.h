@@ -17,6 +17,16 @@ void check_query_and_key(const char* function, const at::Tensor& query, const at
 void check_inputs(const char* function, const at::Tensor& query, const at::Tensor& key,
                   const at::Tensor& value);
 
+// Whether operators look at autocast now, for tensors like x.
+bool is_autocast_on(const at::Tensor& x);
+
+// There x in autocast's dtype, as ops::attention takes it (float64 stays); else x.
+at::Tensor lowered(const at::Tensor& x);
+
+// Refuses a result that memory does not hold, before any work; `argument` gives it its size.
+void check_memory(const char* function, const char* argument, at::IntArrayRef sizes,
+                  const at::TensorOptions& options);
+
 void check_options(const char* function, const Options& options);
 
 // `value` at least `low`, and below 2^60 so that sums of a few fit.

@@ -1,5 +1,6 @@
 // The functions of this module as operators for LibTorch. All but vertical_slash are compositions
-// of other operators, through which autograd and compilers see.
+// of other operators, through which autograd and compilers see; so they bring their tensors to
+// autocast's dtype themselves.
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -11,6 +12,8 @@
 
 #include "paperlab/cca/attention.h"
 #include "paperlab/cca/baselines.h"
+#include "paperlab/cca/inputs_internal.h"
+#include "paperlab/ops/dispatch_rules_internal.h"
 
 namespace paperlab::cca {
 namespace {
@@ -52,7 +55,7 @@ Pair attention_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         named("attention", "boundary", kBoundaries, boundary),
                         named("attention", "weights_per", kWeightsPer, weights_per),
                         keep_first};
-  auto [out, lse] = attention(q, k, v, options);
+  auto [out, lse] = attention(lowered(q), lowered(k), lowered(v), options);
   return {std::move(out), std::move(lse)};
 }
 
@@ -63,39 +66,46 @@ Pair pool_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std:
   options.pooling = named("pool", "pooling", kPoolings, pooling);
   options.weights_per = named("pool", "weights_per", kWeightsPer, weights_per);
   options.keep_first = keep_first;
-  auto [key, value] = pool(q, k, v, options);
+  auto [key, value] = pool(lowered(q), lowered(k), lowered(v), options);
   return {std::move(key), std::move(value)};
 }
 
 at::Tensor effective_attention_op(const at::Tensor& q, const at::Tensor& k, std::int64_t group_size,
                                   std::int64_t window) {
-  return effective_attention(q, k, group_size, window);
+  at::Tensor query = q;
+  at::Tensor key = k;
+  if (is_autocast_on(q)) {  // it is computed in float32 at least: the widest dtype given
+    ops::autocast::widen({&query, &key});
+  }
+  return effective_attention(query, key, group_size, window);
 }
 
 Pair as_pair(ops::AttentionResult result) { return {std::move(result.out), std::move(result.lse)}; }
 
 Pair full_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  return as_pair(baselines::full(q, k, v));
+  return as_pair(baselines::full(lowered(q), lowered(k), lowered(v)));
 }
 
 Pair window_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t window) {
-  return as_pair(baselines::sliding_window(q, k, v, window));
+  return as_pair(baselines::sliding_window(lowered(q), lowered(k), lowered(v), window));
 }
 
 Pair streaming_llm_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                       std::int64_t sinks, std::int64_t recent, double rope_base) {
-  return as_pair(baselines::streaming_llm(q, k, v, {sinks, recent, rope_base}));
+  return as_pair(
+      baselines::streaming_llm(lowered(q), lowered(k), lowered(v), {sinks, recent, rope_base}));
 }
 
 Pair lm_infinite_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                     std::int64_t global_tokens, std::int64_t local, std::int64_t limit,
                     double rope_base) {
-  return as_pair(baselines::lm_infinite(q, k, v, {global_tokens, local, limit, rope_base}));
+  return as_pair(baselines::lm_infinite(lowered(q), lowered(k), lowered(v),
+                                        {global_tokens, local, limit, rope_base}));
 }
 
 Pair a_shape_op(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t initial,
                 std::int64_t local) {
-  return as_pair(baselines::a_shape(q, k, v, initial, local));
+  return as_pair(baselines::a_shape(lowered(q), lowered(k), lowered(v), initial, local));
 }
 
 }  // namespace

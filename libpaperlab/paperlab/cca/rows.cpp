@@ -14,6 +14,7 @@
 #include "paperlab/cca/partition.h"
 #include "paperlab/ops/attention.h"
 #include "paperlab/ops/group_pool.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::cca {
@@ -28,6 +29,14 @@ void check_arguments(const at::Tensor& query, const at::Tensor& key, const at::T
   for (const at::Tensor* x : {&query, &key, &value}) {
     TORCH_CHECK_VALUE(x->defined() && x->dim() == 4, kFunction,
                       ": query, key and value must be [B, heads, length, D]");
+  }
+  if (!is_autocast_on(query)) {
+    ops::check_kernel_dtype(kFunction, "query", query);
+    for (const at::Tensor* x : {&key, &value}) {
+      TORCH_CHECK_TYPE(x->scalar_type() == query.scalar_type(), kFunction,
+                       ": key and value must be of the dtype of query (", query.scalar_type(),
+                       "), got ", x->scalar_type());
+    }
   }
   TORCH_CHECK_VALUE(key.sizes() == value.sizes(), kFunction, ": value must be of the shape of key ",
                     key.sizes(), ", got ", value.sizes());

@@ -64,6 +64,18 @@ Mapping::~Mapping() {
   }
 }
 
+// Pages that hold other bytes too stay. A refusal changes nothing.
+void Mapping::release(std::uint64_t offset, std::uint64_t num_bytes) const {
+  static const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  const std::uint64_t begin = std::min(offset, num_bytes_);
+  const std::uint64_t end = begin + std::min(num_bytes, num_bytes_ - begin);
+  const std::uint64_t first = (begin + page - 1) / page * page;
+  const std::uint64_t last = end == num_bytes_ ? end : end / page * page;
+  if (first < last) {
+    madvise(data_ + first, last - first, MADV_DONTNEED);
+  }
+}
+
 // O_NONBLOCK: opening a pipe would wait for a writer.
 InputFile::InputFile(std::string path) : path_(std::move(path)), descriptor_(-1) {
   check_path(path_);

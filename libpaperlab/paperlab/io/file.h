@@ -33,6 +33,10 @@ class PAPERLAB_API Mapping {
   std::byte* data() const { return data_; }  ///< null if the file is empty
   std::uint64_t num_bytes() const { return num_bytes_; }
 
+  /// Gives back the memory of pages that lie in this range; the next access reads them from the
+  /// file again. Bytes that were written there are lost.
+  void release(std::uint64_t offset, std::uint64_t num_bytes) const;
+
  private:
   std::byte* data_ = nullptr;
   std::uint64_t num_bytes_;

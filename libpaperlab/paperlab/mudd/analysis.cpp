@@ -54,7 +54,7 @@ std::vector<const at::Tensor*> streams_of(const Streams& streams, bool are_sever
   return {&streams.query, &streams.key, &streams.value, &streams.residual};
 }
 
-double sum(const at::Tensor& x) { return x.sum(at::kDouble).item<double>(); }
+double total_of(const at::Tensor& x) { return x.sum(at::kDouble).item<double>(); }
 
 // Full attention that counts the rows whose largest weight is beyond the sinks.
 class CountingAttention final : public nn::Attention {
@@ -86,7 +86,7 @@ class CountingAttention final : public nn::Attention {
                         -std::numeric_limits<double>::infinity());
     const at::Tensor best = scores.argmax(3);  // [B, H, T]
     const at::Tensor on_sink = is_sink_.unsqueeze(1).expand(best.sizes()).gather(2, best);
-    return static_cast<double>(on_sink.numel()) - sum(on_sink);
+    return static_cast<double>(on_sink.numel()) - total_of(on_sink);
   }
 
   static at::Tensor rotated(const at::Tensor& x, const nn::AttentionInput& input) {
@@ -154,7 +154,7 @@ InputCosines adjacent_input_cosine(const MuddConfig& config, const nn::Decoder& 
       const auto before = streams_of(trace.streams[pair], are_several);
       const auto after = streams_of(trace.streams[pair + 1], are_several);
       for (std::size_t way = 0; way < before.size(); ++way) {
-        result.cosines[way][pair] += sum(at::cosine_similarity(*after[way], *before[way], -1));
+        result.cosines[way][pair] += total_of(at::cosine_similarity(*after[way], *before[way], -1));
       }
     }
   });
@@ -201,7 +201,7 @@ std::vector<ConnectionStats> rectified_connection_weights(const MuddConfig& conf
   std::vector<double> norms(sums.size() + 1);
   trace_all("rectified_connection_weights", config, model, tokens, [&](const Trace& trace) {
     for (std::size_t state = 0; state < norms.size(); ++state) {
-      norms[state] += sum(at::linalg_vector_norm(trace.states[state], 2, -1));
+      norms[state] += total_of(at::linalg_vector_norm(trace.states[state], 2, -1));
     }
     for (std::size_t layer = 0; layer < sums.size(); ++layer) {
       if (trace.weights[layer].defined()) {

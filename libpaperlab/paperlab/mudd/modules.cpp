@@ -36,10 +36,30 @@ NamedTensors ConnectionWeightGenerator::named_parameters() const {
   return {{"w1.weight", w1_}, {"w2.weight", w2_}, {"a", a_}};
 }
 
+// Before any work.
+void DepthAggregate::check_states(std::int64_t num_states, const at::Tensor& newest) const {
+  const std::int64_t wanted = generator_.num_sources();
+  TORCH_CHECK_VALUE(num_states == wanted, "mudd::DepthAggregate: states must be ", wanted,
+                    " tensors [B, T, D], got ", num_states);
+  TORCH_CHECK_VALUE(newest.defined() && newest.dim() == 3 && newest.size(2) == generator_.d_model(),
+                    "mudd::DepthAggregate: states must be [B, T, ", generator_.d_model(),
+                    "] each, got ", newest.defined() ? newest.sizes() : at::IntArrayRef());
+}
+
 at::Tensor DepthAggregate::forward(const at::Tensor& states) const {
-  TORCH_CHECK_VALUE(states.dim() == 4 && states.size(0) >= 1,
-                    "mudd::DepthAggregate: states must be [J, B, T, D], got ", states.sizes());
-  return depth_aggregate(states, generator_.forward(states.select(0, states.size(0) - 1)));
+  TORCH_CHECK_VALUE(states.defined() && states.dim() == 4 && states.size(0) >= 1,
+                    "mudd::DepthAggregate: states must be [J, B, T, D], got ",
+                    states.defined() ? states.sizes() : at::IntArrayRef());
+  const at::Tensor newest = states.select(0, states.size(0) - 1);
+  check_states(states.size(0), newest);
+  return depth_aggregate(states, generator_.forward(newest));
+}
+
+at::Tensor DepthAggregate::forward(at::TensorList states) const {
+  TORCH_CHECK_VALUE(!states.empty(), "mudd::DepthAggregate: states must be ",
+                    generator_.num_sources(), " tensors [B, T, D], got none");
+  check_states(static_cast<std::int64_t>(states.size()), states.back());
+  return depth_aggregate(states, generator_.forward(states.back()));
 }
 
 NamedTensors DepthAggregate::named_parameters() const {

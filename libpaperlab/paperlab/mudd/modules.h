@@ -42,6 +42,9 @@ class PAPERLAB_API ConnectionWeightGenerator {
   /// tensors themselves.
   NamedTensors named_parameters() const;
 
+  std::int64_t d_model() const { return w1_.size(1); }
+  std::int64_t num_sources() const { return a_.size(1); }
+
  private:
   at::Tensor w1_;
   at::Tensor w2_;
@@ -65,10 +68,15 @@ class PAPERLAB_API DepthAggregate {
   /// \throws c10::ValueError, c10::TypeError  as connection_weights() and depth_aggregate().
   at::Tensor forward(const at::Tensor& states) const;
 
+  /// \param states  J tensors [B, T, D], the newest last; they are not copied.
+  at::Tensor forward(at::TensorList states) const;
+
   /// Those of the generator, after `generator.`.
   NamedTensors named_parameters() const;
 
  private:
+  void check_states(std::int64_t num_states, const at::Tensor& newest) const;
+
   ConnectionWeightGenerator generator_;
 };
 

@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
 
+#include <typeinfo>
 #include <utility>
 
 #include "paperlab/core/error.h"
@@ -89,10 +90,9 @@ std::unique_ptr<LayerCache> FullAttention::new_cache(const CacheShape& shape) co
   require_memory(bytes < kAddresses);
   try {
     return std::make_unique<FullCache>(shape);
-  } catch (const c10::OutOfMemoryError&) {  // of a device, which tells what it has
-    throw;
-  } catch (const c10::Error&) {
-    require_memory(false);
+  } catch (const c10::Error& error) {
+    // The CPU's allocator throws no error of its own kind; those of a device tell what it lacks.
+    require_memory(typeid(error) != typeid(c10::Error) || !shape.options.device().is_cpu());
     throw;
   }
 }

@@ -11,6 +11,8 @@
 
 namespace paperlab::nn {
 
+struct EncoderPass;
+
 /// One layer's queries, keys and values, not yet rotated.
 struct AttentionInput {
   at::Tensor query;           ///< [B, T, H, D], any strides with D contiguous.
@@ -22,6 +24,7 @@ struct AttentionInput {
   std::int64_t layer = 0;     ///< 0 is the first.
   std::int64_t window = 0;    ///< The last so many keys; 0: all.
   std::int64_t num_past = 0;  ///< Tokens in the cache before these.
+  const EncoderPass* encoder = nullptr;  ///< Of an encoder (encoder_attention.h); else null.
 };
 
 /// Queries or keys [B, T, heads, D] at the positions of the input's tokens.

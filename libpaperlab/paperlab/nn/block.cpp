@@ -1,35 +1,36 @@
 #include "paperlab/nn/block.h"
 
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/silu.h>
 
 #include <utility>
 
 #include "paperlab/core/error.h"
+#include "paperlab/nn/activation.h"
 #include "paperlab/ops/swiglu.h"
 
 namespace paperlab::nn {
 namespace {
 
-at::Tensor activate(Activation activation, const at::Tensor& x) {
-  switch (activation) {
-    case Activation::kGelu:
-      return at::gelu(x);
-    case Activation::kGeluTanh:
-      return at::gelu(x, "tanh");
-    case Activation::kRelu:
-      return at::relu(x);
-    case Activation::kSilu:
-      break;
-  }
-  return at::silu(x);
-}
-
 // [B, T, heads D] -> [B, T, heads, D].
 at::Tensor split_heads(const at::Tensor& x, std::int64_t head_dim) {
   return x.view({x.size(0), x.size(1), x.size(2) / head_dim, head_dim});
+}
+
+// Queries, keys and values [B, T, H, D] of the one product.
+void split_fused(const DecoderConfig& config, const at::Tensor& product, AttentionInput& input) {
+  const bool is_heads_first = config.qkv_order == QkvOrder::kHeadsFirst;
+  const std::int64_t heads = config.num_heads;
+  const at::Tensor parts =
+      product.view({product.size(0), product.size(1), is_heads_first ? heads : 3,
+                    is_heads_first ? 3 : heads, config.head_dim});
+  const std::int64_t part_dim = is_heads_first ? 3 : 2;
+  input.query = parts.select(part_dim, 0);
+  input.key = parts.select(part_dim, 1);
+  input.value = parts.select(part_dim, 2);
+}
+
+at::Tensor normalized(const std::shared_ptr<const NormLayer>& norm, const at::Tensor& x) {
+  return norm == nullptr ? x : norm->forward(x);
 }
 
 }  // namespace
@@ -67,12 +68,7 @@ void Block::project(const DecoderConfig& config, const LinearHooks& hooks,
     require<ValueError>(x.query.is_same(x.key) && x.query.is_same(x.value), "nn::Block",
                         "one input for query, key and value where their matrix is one",
                         "different ones");
-    const at::Tensor heads =
-        query_key_value(x.query, hooks)
-            .view({x.query.size(0), x.query.size(1), config.num_heads, 3, config.head_dim});
-    input.query = heads.select(3, 0);
-    input.key = heads.select(3, 1);
-    input.value = heads.select(3, 2);
+    split_fused(config, query_key_value(x.query, hooks), input);
   } else {
     input.query = split_heads(query(x.query, hooks), config.head_dim);
     input.key = split_heads(key(x.key, hooks), config.head_dim);
@@ -82,6 +78,10 @@ void Block::project(const DecoderConfig& config, const LinearHooks& hooks,
     input.query = query_norm->forward(input.query);
     input.key = key_norm->forward(input.key);
   }
+  if (!config.attention_scales.empty()) {
+    const double scale = config.attention_scales[static_cast<std::size_t>(input.layer)];
+    input.query = at::mul(input.query, scale);
+  }
 }
 
 at::Tensor Block::attend(const DecoderConfig& config, const LinearHooks& hooks, AttentionInput call,
@@ -89,20 +89,39 @@ at::Tensor Block::attend(const DecoderConfig& config, const LinearHooks& hooks, 
   project(config, hooks, x, call);
   stream.route_heads(call.layer, call);
   const at::Tensor heads = attention->forward(call, cache);
-  return out(heads.reshape({heads.size(0), heads.size(1), heads.size(2) * heads.size(3)}), hooks);
+  return normalized(
+      post_attention_norm,
+      out(heads.reshape({heads.size(0), heads.size(1), heads.size(2) * heads.size(3)}), hooks));
 }
 
 at::Tensor Block::feed_forward(const DecoderConfig& config, const LinearHooks& hooks,
                                const at::Tensor& x) const {
+  return normalized(post_ffn_norm, down(hidden_layer(config, hooks, x), hooks));
+}
+
+at::Tensor Block::hidden_layer(const DecoderConfig& config, const LinearHooks& hooks,
+                               const at::Tensor& x) const {
   if (!config.has_gate) {
-    return down(activate(config.activation, up(x, hooks)), hooks);
+    return activate(config.activation, up(x, hooks));
   }
   const at::Tensor gated = gate(x, hooks);
   const at::Tensor plain = up(x, hooks);
   if (config.activation == Activation::kSilu) {
-    return down(ops::swiglu(gated, plain), hooks);
+    return ops::swiglu(gated, plain);
   }
-  return down(at::mul(activate(config.activation, gated), plain), hooks);
+  return at::mul(activate(config.activation, gated), plain);
+}
+
+std::shared_ptr<const NormLayer> put_norms_after(std::vector<Block>& blocks) {
+  std::shared_ptr<const NormLayer> before = std::make_shared<NoNorm>();
+  for (Block& block : blocks) {
+    auto after_attention = std::make_shared<NormAfter>(std::move(block.attention_norm));
+    auto after_ffn = std::make_shared<NormAfter>(std::move(block.ffn_norm));
+    block.attention_norm = std::move(before);
+    block.ffn_norm = std::move(after_attention);
+    before = std::move(after_ffn);
+  }
+  return before;
 }
 
 }  // namespace paperlab::nn

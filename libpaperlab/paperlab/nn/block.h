@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <vector>
 
 #include "paperlab/core/export.h"
 #include "paperlab/nn/attention.h"
@@ -19,6 +20,8 @@ namespace paperlab::nn {
 struct PAPERLAB_API Block {
   std::shared_ptr<const NormLayer> attention_norm;
   std::shared_ptr<const NormLayer> ffn_norm;
+  std::shared_ptr<const NormLayer> post_attention_norm;  ///< of its output; null: none
+  std::shared_ptr<const NormLayer> post_ffn_norm;
   std::shared_ptr<const NormLayer> query_norm;  ///< over a head; null without QK-norm
   std::shared_ptr<const NormLayer> key_norm;
   LinearSlot query;
@@ -44,8 +47,14 @@ struct PAPERLAB_API Block {
                     const AttentionStreams& x, Stream& stream, LayerCache* cache) const;
   at::Tensor feed_forward(const DecoderConfig& config, const LinearHooks& hooks,
                           const at::Tensor& x) const;
+  at::Tensor hidden_layer(const DecoderConfig& config, const LinearHooks& hooks,
+                          const at::Tensor& x) const;
   void project(const DecoderConfig& config, const LinearHooks& hooks, const AttentionStreams& x,
                AttentionInput& input) const;
 };
+
+/// Lets each sublayer's norm stand after the sum, x = norm(x + f(x)): the norm of whoever reads the
+/// state next becomes that of the sublayer before. Returns the norm of the reader after the blocks.
+PAPERLAB_API std::shared_ptr<const NormLayer> put_norms_after(std::vector<Block>& blocks);
 
 }  // namespace paperlab::nn

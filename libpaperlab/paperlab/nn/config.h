@@ -35,7 +35,13 @@ struct RopeConfig {
 enum class Norm : std::uint8_t { kRms, kLayer };
 
 /// kGelu is the exact form, kGeluTanh its approximation by tanh.
-enum class Activation : std::uint8_t { kSilu, kGelu, kGeluTanh, kRelu };
+enum class Activation : std::uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kTanh };
+
+/// The rows of a matrix that makes queries, keys and values.
+enum class QkvOrder : std::uint8_t {
+  kHeadsFirst,  ///< [head][q, k, v][head_dim] (GPT-NeoX)
+  kPartsFirst,  ///< [q, k, v][head][head_dim] (GPT-2)
+};
 
 /// A causal decoder. Counts are positive, `num_heads` is a multiple of `num_kv_heads`.
 struct DecoderConfig {
@@ -53,7 +59,8 @@ struct DecoderConfig {
   double norm_eps = 1e-6;
   Activation activation = Activation::kSilu;
   bool has_gate = true;        ///< FFN: down(act(gate x) * up x); else down(act(up x)).
-  bool has_fused_qkv = false;  ///< One matrix whose rows are [head][q, k, v][head_dim].
+  bool has_fused_qkv = false;  ///< One matrix, its rows in this order:
+  QkvOrder qkv_order = QkvOrder::kHeadsFirst;
   bool has_qkv_bias = false;
   bool has_out_bias = false;  ///< Of the attention's output.
   bool has_ffn_bias = false;
@@ -67,6 +74,28 @@ struct DecoderConfig {
   std::vector<std::int64_t> eos_token_ids{};
   std::optional<std::int64_t> pad_token_id{};
   double init_std = 0.02;  ///< Of Init::kNormal (nn/init.h).
+
+  // What Llama has not.
+  bool has_learned_positions = false;  ///< A table [position_offset + max_positions, d_model].
+  std::int64_t position_offset = 0;    ///< Its row of position 0 (OPT: 2).
+  /// Width of embedding and head, with matrices to d_model and back; 0 or d_model: none.
+  std::int64_t embed_dim = 0;
+  /// Multiplies the embeddings, rounded to float32 and to the parameters' dtype (Gemma).
+  double embed_scale = 1.0;
+  bool has_norm_weights = true;  ///< LayerNorm alone; false: no norm has weight or bias.
+  bool has_norm_offset = false;  ///< RMSNorm alone: times 1 + weight (Gemma).
+  bool is_norm_after = false;    ///< x = norm(x + f(x)) (OPT-350m); then no final norm.
+  bool has_final_norm = true;
+  bool has_post_norms = false;  ///< x + norm(f(norm x)) (Gemma 2).
+  /// Of each layer: multiplies the logits of attention, besides 1 / sqrt(head_dim). Empty: 1.
+  std::vector<double> attention_scales{};
+  double logit_softcap = 0.0;               ///< c: logits are c tanh(logits / c); 0: as they are.
+  std::optional<RopeConfig> window_rope{};  ///< Of layers with a window; absent: `rope`.
 };
+
+/// Whether embedding and head are of another width than the blocks.
+inline bool has_projections(const DecoderConfig& config) {
+  return config.embed_dim != 0 && config.embed_dim != config.d_model;
+}
 
 }  // namespace paperlab::nn

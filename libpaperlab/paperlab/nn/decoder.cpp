@@ -2,13 +2,18 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/embedding.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/tanh.h>
+#include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
+#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <optional>
-#include <sstream>
 #include <utility>
 
 #include "paperlab/core/error.h"
@@ -20,55 +25,7 @@
 namespace paperlab::nn {
 namespace {
 
-constexpr char kFunction[] = "nn::Decoder";
 constexpr char kForward[] = "forward";
-
-template <class T>
-std::string text_of(const T& value) {
-  std::ostringstream text;
-  text << value;
-  return text.str();
-}
-
-void check_config(const DecoderConfig& config) {
-  const auto check = [](bool holds, const char* required, std::int64_t got) {
-    require<ValueError>(holds, kFunction, required, std::to_string(got));
-  };
-  check(config.vocab_size >= 1, "vocab_size >= 1", config.vocab_size);
-  check(config.num_layers >= 1, "num_layers >= 1", config.num_layers);
-  check(config.d_model >= 1, "d_model >= 1", config.d_model);
-  check(config.num_heads >= 1, "num_heads >= 1", config.num_heads);
-  check(config.num_kv_heads >= 1 && config.num_heads % config.num_kv_heads == 0,
-        "num_kv_heads that divides num_heads", config.num_kv_heads);
-  check(config.head_dim >= 1 && config.head_dim <= 256, "head_dim in 1..256", config.head_dim);
-  check(config.d_ff >= 1, "d_ff >= 1", config.d_ff);
-  check(config.max_positions >= 1, "max_positions >= 1", config.max_positions);
-  const std::int64_t rotary_dim = config.rope.rotary_dim;
-  check(rotary_dim >= 0 && rotary_dim <= config.head_dim && rotary_dim % 2 == 0,
-        "an even rotary_dim of at most head_dim", rotary_dim);
-  const auto num_windows = static_cast<std::int64_t>(config.windows.size());
-  check(num_windows == 0 || num_windows == config.num_layers, "a window for each layer",
-        num_windows);
-  const auto num_widths = static_cast<std::int64_t>(config.ffn_dims.size());
-  check(num_widths == 0 || num_widths == config.num_layers, "a width of ffn_dims for each layer",
-        num_widths);
-  for (const std::int64_t width : config.ffn_dims) {
-    check(width >= 1, "ffn_dims >= 1", width);
-  }
-  check(!config.has_fused_qkv || config.num_heads == config.num_kv_heads,
-        "num_kv_heads = num_heads where q, k and v are one matrix", config.num_kv_heads);
-}
-
-void check_value(const ParameterSpec& spec, const at::Tensor& value) {
-  require<ValueError>(value.defined(), kFunction, "a tensor for " + spec.name, "none");
-  require<ShapeError>(value.sizes() == at::IntArrayRef(spec.shape), kFunction,
-                      spec.name + " of shape " + text_of(at::IntArrayRef(spec.shape)),
-                      text_of(value.sizes()));
-  const at::ScalarType dtype = value.scalar_type();
-  require<DTypeError>(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      kFunction, spec.name + " in float32, float64, bfloat16 or float16", c10::toString(dtype));
-}
 
 // Shapes, dtypes and devices change in place: Module.to(), tensor.data = ... Forward gradients
 // would be lost below autograd.
@@ -90,6 +47,23 @@ void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
 std::int64_t least_of(const at::Tensor& key_start) {
   const bool is_known = key_start.defined() && ops::checks::has_memory(key_start);
   return is_known ? key_start.min().item<std::int64_t>() : 0;
+}
+
+// [B, T]: visible tokens before each; 0 at padding.
+at::Tensor position_ids(const at::Tensor& tokens, const at::Tensor& key_start,
+                        std::int64_t num_past) {
+  return at::arange(num_past, num_past + tokens.size(1), tokens.options())
+      .sub(key_start.unsqueeze(1))
+      .clamp_min(0);
+}
+
+// To float32 and then to the dtype, as transformers keeps such factors.
+double rounded(double value, at::ScalarType dtype) {
+  const auto narrow = static_cast<float>(value);
+  if (dtype == at::kBFloat16) {
+    return static_cast<float>(c10::BFloat16(narrow));
+  }
+  return dtype == at::kHalf ? static_cast<float>(c10::Half(narrow)) : narrow;
 }
 
 // Where nothing is recorded, operators need not ask: a decoded token is some 500 of them.
@@ -117,170 +91,6 @@ std::int64_t Cache::num_bytes() const {
   return sum;
 }
 
-Decoder::Decoder(DecoderConfig config, std::vector<ParameterSpec> specs,
-                 std::vector<at::Tensor> values, MakeConnection make)
-    : config_(std::move(config)), make_connection_(std::move(make)) {
-  check_config(config_);
-  require<ValueError>(!specs.empty() && specs.front().role == Role::kEmbed, kFunction,
-                      "specs that begin with the embedding", "others");
-  require<ValueError>(specs.size() == values.size(), kFunction,
-                      std::to_string(specs.size()) + " parameters", std::to_string(values.size()));
-  for (std::size_t i = 0; i < specs.size(); ++i) {
-    check_value(specs[i], values[i]);
-    parameters_.push_back(
-        {std::move(specs[i]), std::make_shared<at::Tensor>(std::move(values[i]))});
-  }
-  if (config_.rope.rotary_dim > 0) {
-    rotary_ = std::make_shared<Rotary>(config_.rope);
-  }
-  make_blocks();
-  make_connection();
-}
-
-void Decoder::make_connection() {
-  if (make_connection_ == nullptr) {
-    connection_ = std::make_shared<ResidualConnection>();
-    return;
-  }
-  connection_ = make_connection_([&](const std::string& name) { return named(name).value; });
-}
-
-std::shared_ptr<Decoder> Decoder::with_values(std::vector<at::Tensor> values) const {
-  std::vector<ParameterSpec> specs;
-  for (const Parameter& parameter : parameters_) {
-    specs.push_back(parameter.spec);
-  }
-  return std::make_shared<Decoder>(config_, std::move(specs), std::move(values), make_connection_);
-}
-
-void Decoder::make_blocks() {
-  const auto attention = std::make_shared<FullAttention>();
-  blocks_.resize(static_cast<std::size_t>(config_.num_layers));
-  for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    Block& block = blocks_[static_cast<std::size_t>(layer)];
-    block.attention_norm = norm_of(Role::kAttentionNorm, layer);
-    block.ffn_norm = norm_of(Role::kFfnNorm, layer);
-    block.query_norm = norm_of(Role::kQueryNorm, layer);
-    block.key_norm = norm_of(Role::kKeyNorm, layer);
-    block.query = linear_of(Role::kQuery, layer);
-    block.key = linear_of(Role::kKey, layer);
-    block.value = linear_of(Role::kValue, layer);
-    block.query_key_value = linear_of(Role::kQueryKeyValue, layer);
-    block.out = linear_of(Role::kOut, layer);
-    block.gate = linear_of(Role::kGate, layer);
-    block.up = linear_of(Role::kUp, layer);
-    block.down = linear_of(Role::kDown, layer);
-    block.attention = attention;
-  }
-  final_norm_ = norm_of(Role::kFinalNorm, -1);
-  head_ = linear_of(config_.has_tied_head ? Role::kEmbed : Role::kHead, -1);
-  if (config_.has_tied_head) {
-    head_.name = "lm_head";
-  }
-}
-
-std::shared_ptr<at::Tensor> Decoder::value(Role role, std::int64_t layer, bool is_bias) const {
-  const auto found = std::find_if(parameters_.begin(), parameters_.end(), [&](const auto& p) {
-    return p.spec.role == role && p.spec.layer == layer && p.spec.is_bias == is_bias;
-  });
-  return found == parameters_.end() ? nullptr : found->value;
-}
-
-LinearSlot Decoder::linear_of(Role role, std::int64_t layer) const {
-  const auto found = std::find_if(parameters_.begin(), parameters_.end(), [&](const auto& p) {
-    return p.spec.role == role && p.spec.layer == layer && !p.spec.is_bias;
-  });
-  if (found == parameters_.end()) {
-    return {};
-  }
-  const std::string& name = found->spec.name;
-  return {name.substr(0, name.rfind('.')),
-          std::make_shared<DenseLinear>(found->value, value(role, layer, true))};
-}
-
-std::shared_ptr<const NormLayer> Decoder::norm_of(Role role, std::int64_t layer) const {
-  auto weight = value(role, layer, false);
-  if (weight == nullptr) {
-    return nullptr;
-  }
-  const bool is_of_head = role == Role::kQueryNorm || role == Role::kKeyNorm;
-  if (config_.norm == Norm::kRms || is_of_head) {
-    return std::make_shared<RmsNorm>(std::move(weight), config_.norm_eps);
-  }
-  return std::make_shared<LayerNorm>(std::move(weight), value(role, layer, true), config_.norm_eps);
-}
-
-const Decoder::Parameter& Decoder::named(const std::string& name) const {
-  const auto found = std::find_if(parameters_.begin(), parameters_.end(),
-                                  [&](const auto& p) { return p.spec.name == name; });
-  require<ValueError>(found != parameters_.end(), kFunction, "the name of a parameter", name);
-  return *found;
-}
-
-void Decoder::set_parameter(const std::string& name, const at::Tensor& value) {
-  const Parameter& parameter = named(name);
-  check_value(parameter.spec, value);
-  *parameter.value = value;
-}
-
-const at::Tensor* Decoder::find(Role role, std::int64_t layer, bool is_bias) const {
-  const bool is_tied = role == Role::kHead && config_.has_tied_head;
-  return value(is_tied ? Role::kEmbed : role, layer, is_bias).get();
-}
-
-Block& Decoder::block(std::int64_t layer) {
-  require<ValueError>(layer >= 0 && layer < config_.num_layers, kFunction,
-                      "a layer in 0.." + std::to_string(config_.num_layers - 1),
-                      std::to_string(layer));
-  return blocks_[static_cast<std::size_t>(layer)];
-}
-
-const DenseLinear* Decoder::plain_head() const {
-  return hooks_.empty() ? dynamic_cast<const DenseLinear*>(head_.layer.get()) : nullptr;
-}
-
-void Decoder::to(const at::Device& device) {
-  for (const Parameter& parameter : parameters_) {
-    at::Tensor& value = *parameter.value;
-    if (value.device() != device) {
-      value = value.detach().to(device).set_requires_grad(value.requires_grad());
-    }
-  }
-}
-
-std::vector<LinearSlot*> Decoder::linears() {
-  std::vector<LinearSlot*> slots;
-  for (Block& block : blocks_) {
-    const std::vector<LinearSlot*> of_block = block.linears(config_);
-    slots.insert(slots.end(), of_block.begin(), of_block.end());
-  }
-  slots.push_back(&head_);
-  return slots;
-}
-
-LinearSlot& Decoder::linear(const std::string& name) {
-  for (LinearSlot* slot : linears()) {
-    if (slot->name == name) {
-      return *slot;
-    }
-  }
-  throw ValueError(std::string(kFunction) + ": the name of a linear layer, got " + name);
-}
-
-void Decoder::set_connection(std::shared_ptr<const Connection> connection) {
-  require<ValueError>(connection != nullptr, kFunction, "a connection", "null");
-  connection_ = std::move(connection);
-}
-
-std::int64_t Decoder::add_linear_hook(LinearHook hook) {
-  hooks_.emplace(num_hooks_, std::move(hook));
-  return num_hooks_++;
-}
-
-void Decoder::remove_linear_hook(std::int64_t id) {
-  require<ValueError>(hooks_.erase(id) == 1, kFunction, "the number of a hook", std::to_string(id));
-}
-
 std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t max_length) const {
   require<ValueError>(batch_size >= 1 && max_length >= 1, "nn::Decoder::new_cache",
                       "batch_size and max_length >= 1",
@@ -301,24 +111,25 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
 }
 
 // Of the tokens' positions, on the parameters' device.
-RotaryTable Decoder::rotations(const at::Tensor& tokens, const at::Tensor& key_start,
-                               std::int64_t num_past, std::int64_t seq_len) const {
+RotaryTable Decoder::rotations(const Rotary& rotary, const at::Tensor& tokens,
+                               const at::Tensor& key_start, std::int64_t num_past,
+                               std::int64_t seq_len) const {
   const at::Tensor& parameter = *parameters_.front().value;
   const at::ScalarType dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const std::int64_t length = tokens.size(1);
   if (!key_start.defined()) {
-    return rotary_->range(num_past, length, dtype, seq_len, parameter.device());
+    return rotary.range(num_past, tokens.size(1), dtype, seq_len, parameter.device());
   }
-  const at::Tensor at = at::arange(num_past, num_past + length, tokens.options())
-                            .sub(key_start.unsqueeze(1))
-                            .clamp_min(0);
+  const at::Tensor at = position_ids(tokens, key_start, num_past);
   const bool has_values = at.is_cpu() && ops::checks::has_memory(at);
-  return has_values ? rotary_->at(at, dtype, seq_len) : rotary_->rows(at, seq_len, dtype);
+  return has_values ? rotary.at(at, dtype, seq_len) : rotary.rows(at, seq_len, dtype);
 }
 
-// What all blocks share: rotations of the tokens' positions, and which keys are padding.
-AttentionInput Decoder::positions(const at::Tensor& tokens, const at::Tensor& key_start,
-                                  std::int64_t num_past, std::int64_t num_padding) const {
+// What blocks share: rotations of the tokens' positions, and which keys are padding; for layers
+// without a window and for those with one.
+std::pair<AttentionInput, AttentionInput> Decoder::positions(const at::Tensor& tokens,
+                                                             const at::Tensor& key_start,
+                                                             std::int64_t num_past,
+                                                             std::int64_t num_padding) const {
   const std::int64_t seq_len = num_past + tokens.size(1) - num_padding;
   TORCH_CHECK_VALUE(seq_len <= config_.max_positions, kForward, ": tokens must be at most ",
                     config_.max_positions, " with those in the cache (max_positions), got ",
@@ -326,28 +137,58 @@ AttentionInput Decoder::positions(const at::Tensor& tokens, const at::Tensor& ke
   AttentionInput input;
   input.key_start = key_start;
   input.num_past = num_past;
+  const auto rotate_by = [&](const Rotary& rotary, AttentionInput& rotated) {
+    RotaryTable table = rotations(rotary, tokens, key_start, num_past, seq_len);
+    rotated.cos = std::move(table.cos);
+    rotated.sin = std::move(table.sin);
+  };
   if (rotary_ != nullptr) {
-    RotaryTable table = rotations(tokens, key_start, num_past, seq_len);
-    input.cos = std::move(table.cos);
-    input.sin = std::move(table.sin);
+    rotate_by(*rotary_, input);
   }
-  return input;
+  AttentionInput windowed = input;
+  if (window_rotary_ != nullptr) {
+    rotate_by(*window_rotary_, windowed);
+  }
+  return {std::move(input), std::move(windowed)};
+}
+
+// [B, T, d_model]. The positions are known to be below max_positions.
+at::Tensor Decoder::embed(const at::Tensor& tokens, const at::Tensor& key_start,
+                          std::int64_t num_past) const {
+  const at::Tensor& table = *parameters_.front().value;
+  at::Tensor x = widened(at::embedding(table, tokens));
+  if (config_.embed_scale != 1.0) {
+    x = at::mul(x, rounded(config_.embed_scale, table.scalar_type()));
+  }
+  if (project_in_.layer != nullptr) {
+    x = project_in_(x, hooks_);
+  }
+  if (position_table_ == nullptr) {
+    return x;
+  }
+  const std::int64_t first = config_.position_offset;
+  const at::Tensor rows =
+      key_start.defined()
+          ? at::embedding(*position_table_, position_ids(tokens, key_start, num_past).add(first))
+          : position_table_->narrow(0, first + num_past, tokens.size(1));
+  return at::add(x, widened(rows));
 }
 
 at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start,
                         std::int64_t num_padding, Cache* cache) const {
-  AttentionInput call =
-      positions(tokens, key_start, cache == nullptr ? 0 : cache->length, num_padding);
-  const at::Tensor& embedding = *parameters_.front().value;
-  const std::unique_ptr<Stream> stream =
-      connection_->start(widened(at::embedding(embedding, tokens)));
+  const std::int64_t num_past = cache == nullptr ? 0 : cache->length;
+  auto [call, windowed] = positions(tokens, key_start, num_past, num_padding);
+  const std::unique_ptr<Stream> stream = connection_->start(embed(tokens, key_start, num_past));
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
-    call.layer = static_cast<std::int64_t>(layer);
-    call.window = config_.windows.empty() ? 0 : config_.windows[layer];
-    blocks_[layer].forward(config_, hooks_, call, *stream,
+    const std::int64_t window = config_.windows.empty() ? 0 : config_.windows[layer];
+    AttentionInput& input = window > 0 ? windowed : call;
+    input.layer = static_cast<std::int64_t>(layer);
+    input.window = window;
+    blocks_[layer].forward(config_, hooks_, input, *stream,
                            cache == nullptr ? nullptr : cache->layers[layer].get());
   }
-  return stream->finish(*final_norm_);
+  const at::Tensor state = stream->finish(*final_norm_);
+  return project_out_.layer == nullptr ? state : project_out_(state, hooks_);
 }
 
 at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& options) const {
@@ -379,15 +220,27 @@ at::Tensor Decoder::forward(const at::Tensor& tokens, const ForwardOptions& opti
   TORCH_CHECK_VALUE(!options.last_only || tokens.dim() != 2 || tokens.size(1) >= 1, kForward,
                     ": tokens must be [B, T] with T >= 1 where last_only is true, got ",
                     tokens.sizes());
-  at::Tensor state = hidden(tokens, options);
-  if (options.last_only) {
-    state = state.narrow(1, state.size(1) - 1, 1);
+  const std::int64_t num_past = options.cache == nullptr ? 0 : options.cache->length;
+  try {
+    at::Tensor state = hidden(tokens, options);
+    if (options.last_only) {
+      state = state.narrow(1, state.size(1) - 1, 1);
+    }
+    const at::Tensor result = logits(state);
+    const at::ScalarType dtype = parameters_.front().value->scalar_type();
+    return dtype == at::kHalf ? result.to(dtype) : result;
+  } catch (...) {  // also where the layers have taken the tokens: the caller may try again
+    if (options.cache != nullptr) {
+      options.cache->length = num_past;
+    }
+    throw;
   }
-  const at::Tensor result = logits(state);
-  const at::ScalarType dtype = parameters_.front().value->scalar_type();
-  return dtype == at::kHalf ? result.to(dtype) : result;
 }
 
-at::Tensor Decoder::logits(const at::Tensor& state) const { return head_(state, hooks_); }
+at::Tensor Decoder::logits(const at::Tensor& state) const {
+  const at::Tensor plain = head_(state, hooks_);
+  const double cap = config_.logit_softcap;
+  return cap == 0.0 ? plain : at::mul(at::tanh(at::div(plain, cap)), cap);
+}
 
 }  // namespace paperlab::nn

@@ -1,8 +1,8 @@
 #pragma once
 /// \file
-/// Causal decoders: Llama-style (RMSNorm, rotary positions, grouped queries, SwiGLU) and
-/// GPT-NeoX-style (LayerNorm, biases, partial rotary positions, parallel residual).
-/// Source: Touvron et al., arXiv:2302.13971; Black et al., arXiv:2204.06745.
+/// Causal decoders of every form that DecoderConfig describes: Llama-style (RMSNorm, rotary
+/// positions, grouped queries, SwiGLU), GPT-NeoX-style (LayerNorm, biases, partial rotary
+/// positions, parallel residual), GPT-2 and OPT (learned positions), Gemma. Sources: nn/families.
 
 #include <ATen/core/Tensor.h>
 
@@ -86,6 +86,9 @@ class PAPERLAB_API Decoder {
   /// The parameter of a role; nothing if the decoder has none. For a tied head the embedding.
   const at::Tensor* find(Role role, std::int64_t layer = -1, bool is_bias = false) const;
 
+  /// The same with its name and layout; null if there is none.
+  const Parameter* find_parameter(Role role, std::int64_t layer = -1, bool is_bias = false) const;
+
   /// Block `layer`, whose parts may be exchanged.
   /// \throws ValueError  if there is none.
   Block& block(std::int64_t layer);
@@ -93,8 +96,8 @@ class PAPERLAB_API Decoder {
   /// The head, whose layer may be exchanged.
   LinearSlot& head() { return head_; }
 
-  /// The head where it is a matrix whose input no hook sees, so that a loss may multiply by it
-  /// without the logits; else null.
+  /// The head where the logits are its product and no hook sees its input, so that a loss may
+  /// multiply by it without the logits; else null.
   const DenseLinear* plain_head() const;
 
   /// All linear layers by name, the head last.
@@ -127,7 +130,8 @@ class PAPERLAB_API Decoder {
   ///                                          is as before then.
   at::Tensor forward(const at::Tensor& tokens, const ForwardOptions& options = {}) const;
 
-  /// The state after the final norm, [B, T, E]: what the head reads. As forward().
+  /// The state after the final norm, [B, T, E] with the width E of the head: what the head reads.
+  /// As forward().
   at::Tensor hidden(const at::Tensor& tokens, const ForwardOptions& options = {}) const;
 
   /// What the head makes of states [..., E]: [..., V].
@@ -137,13 +141,19 @@ class PAPERLAB_API Decoder {
   void make_blocks();
   void make_connection();
   const Parameter& named(const std::string& name) const;
+  const Parameter* first_of(Role role, std::int64_t layer, bool is_bias) const;
   std::shared_ptr<at::Tensor> value(Role role, std::int64_t layer, bool is_bias) const;
   LinearSlot linear_of(Role role, std::int64_t layer) const;
   std::shared_ptr<const NormLayer> norm_of(Role role, std::int64_t layer) const;
-  RotaryTable rotations(const at::Tensor& tokens, const at::Tensor& key_start,
+  std::shared_ptr<const NormLayer> stream_norm(Role role, std::int64_t layer) const;
+  RotaryTable rotations(const Rotary& rotary, const at::Tensor& tokens, const at::Tensor& key_start,
                         std::int64_t num_past, std::int64_t seq_len) const;
-  AttentionInput positions(const at::Tensor& tokens, const at::Tensor& key_start,
-                           std::int64_t num_past, std::int64_t num_padding) const;
+  std::pair<AttentionInput, AttentionInput> positions(const at::Tensor& tokens,
+                                                      const at::Tensor& key_start,
+                                                      std::int64_t num_past,
+                                                      std::int64_t num_padding) const;
+  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& key_start,
+                   std::int64_t num_past) const;
   at::Tensor run(const at::Tensor& tokens, const at::Tensor& key_start, std::int64_t num_padding,
                  Cache* cache) const;
 
@@ -151,6 +161,10 @@ class PAPERLAB_API Decoder {
   std::shared_ptr<const int> identity_ = std::make_shared<int>(0);
   std::vector<Parameter> parameters_;
   std::shared_ptr<const Rotary> rotary_;
+  std::shared_ptr<const Rotary> window_rotary_;       // of layers with a window, where they differ
+  std::shared_ptr<const at::Tensor> position_table_;  // of learned positions
+  LinearSlot project_in_;                             // of embeddings of another width
+  LinearSlot project_out_;
   std::vector<Block> blocks_;
   std::shared_ptr<const NormLayer> final_norm_;
   LinearSlot head_;

@@ -18,7 +18,8 @@ namespace paperlab::nn {
 struct HfModel {
   DecoderConfig config{};
   Family family = Family::kLlama;
-  std::string model_type;            ///< llama, mistral, qwen2, qwen3, gpt_neox
+  /// llama, mistral, qwen2, qwen3, gpt_neox, gpt2, opt, gemma, gemma2, gemma3_text
+  std::string model_type;
   std::string architecture;          ///< The causal model of the type, as in `architectures`.
   std::optional<std::string> dtype;  ///< `float32`, ...: only counts where stored types differ.
 };

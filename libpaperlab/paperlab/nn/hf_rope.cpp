@@ -36,8 +36,21 @@ RopeScaling read_scaling(Settings& rope) {
   rope.refuse(key, "one of " + names);
 }
 
+// The part of rope_parameters that counts, null if there is none.
+const Json* section_of(Settings& settings, const Json* parameters, const RopeForm& form) {
+  constexpr const char* kForm = "an object of objects full_attention and sliding_attention";
+  for (const auto& [key, value] : parameters->items()) {
+    if ((key != "full_attention" && key != "sliding_attention") ||
+        !(value.is_object() || value.is_null())) {
+      settings.refuse("rope_parameters", kForm);
+    }
+  }
+  const auto found = parameters->find(form.section);
+  return found == parameters->end() || found->empty() ? nullptr : &*found;
+}
+
 // The object that holds the parameters: `rope_parameters` (transformers 5) or `rope_scaling`.
-const Json* parameters_object(Settings& settings, std::string& key) {
+const Json* parameters_object(Settings& settings, const RopeForm& form, std::string& key) {
   const auto filled = [&](const char* name) {
     const Json* value = settings.find_value(name);
     if (value != nullptr && !value->is_object()) {
@@ -45,12 +58,17 @@ const Json* parameters_object(Settings& settings, std::string& key) {
     }
     return value == nullptr || value->empty() ? nullptr : value;
   };
-  const Json* old_form = filled("rope_scaling");
+  const Json* old_form = form.has_scaling_key ? filled("rope_scaling") : nullptr;
   const Json* new_form = filled("rope_parameters");
-  if (old_form != nullptr && new_form != nullptr && *old_form != *new_form) {
-    settings.refuse("rope_scaling", "absent or equal to rope_parameters");
+  std::string new_key = "rope_parameters";
+  if (form.section != nullptr && new_form != nullptr) {
+    new_form = section_of(settings, new_form, form);
+    new_key += std::string(".") + form.section;
   }
-  key = old_form != nullptr ? "rope_scaling" : "rope_parameters";
+  if (old_form != nullptr && new_form != nullptr && *old_form != *new_form) {
+    settings.refuse("rope_scaling", "absent or equal to " + new_key);
+  }
+  key = old_form != nullptr ? "rope_scaling" : new_key;
   return old_form != nullptr ? old_form : new_form;
 }
 
@@ -61,19 +79,21 @@ double number_of_either(Settings& rope, const std::string& key, Settings& settin
   return rope.optional_number(key, min).value_or(outer.value_or(absent));
 }
 
-std::int64_t rotary_lanes(Settings& rope, Settings& settings, bool is_neox, std::int64_t head_dim) {
+std::int64_t rotary_lanes(Settings& rope, Settings& settings, const RopeForm& form,
+                          std::int64_t head_dim) {
   const char* key = "partial_rotary_factor";
-  const double share = number_of_either(rope, key, settings, is_neox ? "rotary_pct" : key,
-                                        is_neox ? 0.25 : 1.0, 0.0);
-  if (share > 1.0 || (!is_neox && share != 1.0)) {
-    rope.refuse(key, is_neox ? "from 0 to 1" : "1 in a model of this type");
+  const bool is_partial = form.share_key != nullptr;
+  const double share =
+      number_of_either(rope, key, settings, is_partial ? form.share_key : key, form.share, 0.0);
+  if (share > 1.0 || (!is_partial && share != 1.0)) {
+    rope.refuse(key, is_partial ? "from 0 to 1" : "1 in a model of this type");
   }
-  if (is_neox) {  // what transformers 4 wrote beside it
+  if (is_partial) {  // what transformers 4 wrote beside it
     settings.only(key, share);
   }
   const auto lanes = static_cast<std::int64_t>(static_cast<double>(head_dim) * share);
   if (lanes % 2 != 0) {
-    settings.refuse(is_neox ? "hidden_size" : "head_dim",
+    settings.refuse(is_partial ? "hidden_size" : "head_dim",
                     "such that an even number of a head's lanes is rotated (here " +
                         std::to_string(lanes) + " of " + std::to_string(head_dim) + ")");
   }
@@ -149,21 +169,20 @@ void read_scaled(Settings& rope, RopeConfig& config) {
 
 }  // namespace
 
-RopeConfig read_hf_rope(Settings& settings, bool is_neox, std::int64_t head_dim,
+RopeConfig read_hf_rope(Settings& settings, const RopeForm& form, std::int64_t head_dim,
                         std::int64_t max_position_embeddings) {
   std::string key;
   const Json none = Json::object();
-  const Json* object = parameters_object(settings, key);
+  const Json* object = parameters_object(settings, form, key);
   Settings rope(settings.source(), object == nullptr ? none : *object, key);
   RopeConfig config;
   config.max_positions = max_position_embeddings;
   config.scaling = read_scaling(rope);
-  config.base = number_of_either(rope, "rope_theta", settings,
-                                 is_neox ? "rotary_emb_base" : "rope_theta", 10000.0, kPositive);
-  if (is_neox) {
+  config.base = number_of_either(rope, "rope_theta", settings, form.base_key, form.base, kPositive);
+  if (form.share_key != nullptr) {
     settings.only("rope_theta", config.base);
   }
-  config.rotary_dim = rotary_lanes(rope, settings, is_neox, head_dim);
+  config.rotary_dim = rotary_lanes(rope, settings, form, head_dim);
   read_scaled(rope, config);
   rope.refuse_others("rotary positions");
   return config;

@@ -71,8 +71,20 @@ PAPERLAB_API std::optional<std::string> read_hf_dtype(Settings& settings);
 /// of training, of other heads, of generation.
 PAPERLAB_API void allow_hf_harmless(Settings& settings);
 
-/// RoPE as the types of Llama's family write it, and as GPT-NeoX does.
-RopeConfig read_hf_rope(Settings& settings, bool is_neox, std::int64_t head_dim,
+/// The activation that this key names.
+PAPERLAB_API Activation read_hf_activation(Settings& settings, const char* key, const char* absent);
+
+/// Where the files of a type have their rotary positions: by default as Llama.
+struct RopeForm {
+  const char* base_key = "rope_theta";  ///< On the file's own level.
+  double base = 10000.0;                ///< Of files without it.
+  const char* share_key = nullptr;      ///< Likewise, of the share of lanes that is rotated (NeoX).
+  double share = 1.0;                   ///< Of files without it.
+  const char* section = nullptr;        ///< The part of rope_parameters that counts (Gemma 3).
+  bool has_scaling_key = true;          ///< Whether rope_scaling counts.
+};
+
+RopeConfig read_hf_rope(Settings& settings, const RopeForm& form, std::int64_t head_dim,
                         std::int64_t max_position_embeddings);
 
 /// The longest sequence that a model with this RoPE serves.

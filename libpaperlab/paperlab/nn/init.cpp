@@ -16,7 +16,8 @@ namespace {
 
 bool is_norm(Role role) {
   return role == Role::kAttentionNorm || role == Role::kFfnNorm || role == Role::kFinalNorm ||
-         role == Role::kQueryNorm || role == Role::kKeyNorm;
+         role == Role::kQueryNorm || role == Role::kKeyNorm || role == Role::kPostAttentionNorm ||
+         role == Role::kPostFfnNorm;
 }
 
 }  // namespace
@@ -65,7 +66,8 @@ std::vector<at::Tensor> initial_values(const DecoderConfig& config, Family famil
     if (spec.is_bias) {
       values.push_back(at::zeros(spec.shape, dtype));
     } else if (is_norm(spec.role)) {
-      values.push_back(at::ones(spec.shape, dtype));
+      values.push_back(config.has_norm_offset ? at::zeros(spec.shape, dtype)
+                                              : at::ones(spec.shape, dtype));
     } else {
       values.push_back(normal_values(spec.shape, standard_deviation(config, init, spec), seed,
                                      values.size(), dtype));

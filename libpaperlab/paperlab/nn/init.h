@@ -12,7 +12,8 @@
 
 namespace paperlab::nn {
 
-/// Standard deviations of the matrices, E = d_model, L = num_layers. Biases are 0, norms 1.
+/// Standard deviations of the matrices, E = d_model, L = num_layers. Biases are 0, norms 1
+/// (0 where they are added to 1).
 enum class Init : std::uint8_t {
   kNormal,   ///< config.init_std everywhere (Llama's released configuration).
   kGptNeoX,  ///< sqrt(2 / (5 E)); the attention's and the FFN's output 2 / (L sqrt(E)).

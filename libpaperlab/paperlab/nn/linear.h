@@ -28,19 +28,22 @@ class PAPERLAB_API Linear {
 /// x W^T + b of tensors that somebody else may exchange (Decoder::set_parameter).
 class PAPERLAB_API DenseLinear final : public Linear {
  public:
-  /// \param weight  [out, in].
+  /// \param weight  [out, in], or [in, out] if it is transposed.
   /// \param bias    [out], or null.
-  DenseLinear(std::shared_ptr<const at::Tensor> weight, std::shared_ptr<const at::Tensor> bias)
-      : weight_(std::move(weight)), bias_(std::move(bias)) {}
+  DenseLinear(std::shared_ptr<const at::Tensor> weight, std::shared_ptr<const at::Tensor> bias,
+              bool is_transposed = false)
+      : weight_(std::move(weight)), bias_(std::move(bias)), is_transposed_(is_transposed) {}
 
   at::Tensor forward(const at::Tensor& x) const override;
 
-  const at::Tensor& weight() const { return *weight_; }
+  /// [out, in], a view if it is transposed.
+  at::Tensor weight() const { return is_transposed_ ? weight_->t() : *weight_; }
   at::Tensor bias() const { return bias_ == nullptr ? at::Tensor() : *bias_; }
 
  private:
   std::shared_ptr<const at::Tensor> weight_;
   std::shared_ptr<const at::Tensor> bias_;
+  bool is_transposed_;
 };
 
 /// While it lives, operators heed the gradient mode again: a decoder that records no gradients

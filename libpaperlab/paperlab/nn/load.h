@@ -27,9 +27,9 @@ struct HfDecoder {
   std::optional<at::ScalarType> dtype{};
 };
 
-/// Loads the decoder of a directory (Llama, Mistral, Qwen2, Qwen3, GPT-NeoX). Its parameters are
-/// the mapped file (else they have memory of their own), in the files' dtype unless another is
-/// wanted; on another device than the CPU they are copies.
+/// Loads the decoder of a directory (Llama, Mistral, Qwen2, Qwen3, GPT-NeoX, GPT-2, OPT, Gemma).
+/// Its parameters are the mapped file (else they have memory of their own), in the files' dtype
+/// unless another is wanted; on another device than the CPU they are copies.
 /// \throws IoError, ValueError  as read_hf_directory(), io::Checkpoint and map_weights().
 /// \throws UnsupportedError     as ops::require_device().
 PAPERLAB_API HfDecoder load(const std::string& directory,

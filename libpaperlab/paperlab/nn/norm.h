@@ -43,7 +43,41 @@ class PAPERLAB_API RmsNorm final : public NormLayer {
   double eps_;
 };
 
-/// (x - mean) / sqrt(variance + eps) * weight + bias.
+/// RmsNorm times 1 + weight instead of weight (Gemma), the product rounded once.
+class PAPERLAB_API OffsetRmsNorm final : public NormLayer {
+ public:
+  OffsetRmsNorm(std::shared_ptr<const at::Tensor> weight, double eps)
+      : weight_(std::move(weight)), eps_(eps) {}
+
+  at::Tensor forward(const at::Tensor& x) const override;
+  Sum add(const at::Tensor& x, const at::Tensor& delta) const override;
+
+ private:
+  std::shared_ptr<const at::Tensor> weight_;
+  double eps_;
+};
+
+/// x: a state that is read as it is.
+class PAPERLAB_API NoNorm final : public NormLayer {
+ public:
+  at::Tensor forward(const at::Tensor& x) const override { return x; }
+  Sum add(const at::Tensor& x, const at::Tensor& delta) const override;
+};
+
+/// Normalizes the state itself: the sum is `inner` of it too. Who reads the state after a sublayer
+/// has that sublayer's norm then.
+class PAPERLAB_API NormAfter final : public NormLayer {
+ public:
+  explicit NormAfter(std::shared_ptr<const NormLayer> inner) : inner_(std::move(inner)) {}
+
+  at::Tensor forward(const at::Tensor& x) const override { return inner_->forward(x); }
+  Sum add(const at::Tensor& x, const at::Tensor& delta) const override;
+
+ private:
+  std::shared_ptr<const NormLayer> inner_;
+};
+
+/// (x - mean) / sqrt(variance + eps) * weight + bias; without either where it is null.
 class PAPERLAB_API LayerNorm final : public NormLayer {
  public:
   LayerNorm(std::shared_ptr<const at::Tensor> weight, std::shared_ptr<const at::Tensor> bias,

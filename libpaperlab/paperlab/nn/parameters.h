@@ -27,7 +27,26 @@ enum class Role : std::uint8_t {
   kDown,
   kFinalNorm,
   kHead,
-  kConnection,  ///< Of what stands in the residual connection's place (connection.h).
+  kConnection,     ///< Of what stands in the residual connection's place (connection.h).
+  kPositionEmbed,  ///< Learned positions.
+  kProjectIn,      ///< From the embeddings' width to the blocks' (OPT), and back.
+  kProjectOut,
+  kPostAttentionNorm,  ///< Of a sublayer's output, before it is added (Gemma 2).
+  kPostFfnNorm,
+  kTypeEmbed,  ///< Of encoders: token types, the norm after the embeddings, ...
+  kEmbedNorm,
+  kPatchEmbed,
+  kClassToken,
+  kRelativeEmbed,
+  kRelativeNorm,
+  kPooler,
+  kHeadDense,
+  kHeadNorm,
+  kPositionQuery,  ///< Of relative positions, instead of the block's own projections (DeBERTa).
+  kPositionKey,
+  kConv,
+  kConvNorm,
+  kUnused,  ///< Part of the checkpoint that no logit depends on.
 };
 
 struct ParameterSpec {
@@ -37,10 +56,11 @@ struct ParameterSpec {
   bool is_bias = false;
   std::vector<std::int64_t> shape;  ///< Linear weights are [out, in].
   std::string other_name{};         ///< That files may have for it; empty: none.
+  bool is_transposed = false;       ///< A linear weight that is [in, out] (GPT-2).
 };
 
-/// The families of names.
-enum class Family : std::uint8_t { kLlama, kGptNeoX };
+/// The families of names (nn/families).
+enum class Family : std::uint8_t { kLlama, kGptNeoX, kGpt2, kOpt };
 
 /// Returns the parameters of a decoder, in the order in which transformers' module lists them. A
 /// tied head is not among them.

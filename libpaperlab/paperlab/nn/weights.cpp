@@ -51,8 +51,10 @@ std::string list_text(const std::vector<std::string>& names) {
 
 // Buffers, not parameters: frequencies and masks that old versions of transformers stored.
 bool is_stale(std::string_view name) {
-  return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attention.bias") ||
-         name.ends_with(".attention.masked_bias");
+  constexpr std::array kEndings = {".rotary_emb.inv_freq", ".attention.bias",
+                                   ".attention.masked_bias", ".attn.bias", ".attn.masked_bias"};
+  return std::any_of(kEndings.begin(), kEndings.end(),
+                     [&](const char* ending) { return name.ends_with(ending); });
 }
 
 at::ScalarType type_of(const Location& location) {
@@ -61,8 +63,9 @@ at::ScalarType type_of(const Location& location) {
       return type.scalar;
     }
   }
-  refuse(location, std::string("must be ") + type_names() + ", got " +
-                       io::element_type_name(location.entry->type));
+  std::string reason = "must be ";
+  reason.append(type_names()).append(", got ").append(io::element_type_name(location.entry->type));
+  refuse(location, reason);
 }
 
 /// Where each parameter lies, and the copies of parameters.
@@ -158,6 +161,8 @@ void check_shape(const Location& location, const ParameterSpec& spec, const MapO
 /// The tensors of a checkpoint's files; each file is mapped once.
 class Files {
  public:
+  explicit Files(bool is_writable) : is_writable_(is_writable) {}
+
   // The bytes of the tensor, valid as long as the mapping.
   const std::byte* data(const Location& location) {
     return mapping(location)->data() + location.entry->offset;
@@ -176,15 +181,32 @@ class Files {
     return tensor;
   }
 
+  // The tensor has been read and not written: its pages may go.
+  void release(const Location& location) {
+    const auto mapped = mappings_.find(location.file);
+    if (mapped != mappings_.end()) {
+      mapped->second->release(location.entry->offset, location.entry->num_bytes);
+    }
+  }
+
+  std::vector<std::shared_ptr<io::Mapping>> mappings() const {
+    std::vector<std::shared_ptr<io::Mapping>> all;
+    for (const auto& [file, mapped] : mappings_) {
+      all.push_back(mapped);
+    }
+    return all;
+  }
+
  private:
   const std::shared_ptr<io::Mapping>& mapping(const Location& location) {
     std::shared_ptr<io::Mapping>& mapped = mappings_[location.file];
     if (mapped == nullptr) {
-      mapped = location.file->file().map(/*is_writable=*/true);
+      mapped = location.file->file().map(is_writable_);
     }
     return mapped;
   }
 
+  bool is_writable_;
   std::map<const io::SafetensorsFile*, std::shared_ptr<io::Mapping>> mappings_;
 };
 
@@ -232,6 +254,8 @@ void check_copies(const Found& found, Files& files) {
       refuse(copy, "must be equal to " + io::quoted_name(original.entry->name) +
                        ", to which tie_word_embeddings ties it");
     }
+    files.release(copy);
+    files.release(original);
   }
 }
 
@@ -249,10 +273,14 @@ std::vector<at::Tensor> stored_tensors(const Found& found, Files& files,
   return tensors;
 }
 
-void check_no_nan_of(const std::vector<Location>& locations,
-                     const std::vector<at::Tensor>& tensors) {
-  if (const std::optional<NanPlace> place = find_nan(tensors)) {
-    refuse(locations[place->tensor], "holds NaN at index " + shape_text(place->index));
+// One tensor after another, so that no more of the files is in memory.
+void check_no_nan_of(const std::vector<Location>& locations, const std::vector<at::Tensor>& tensors,
+                     Files& files) {
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (const std::optional<NanPlace> place = find_nan({tensors[i]})) {
+      refuse(locations[i], "holds NaN at index " + shape_text(place->index));
+    }
+    files.release(locations[i]);
   }
 }
 
@@ -278,15 +306,19 @@ Weights map_weights(const io::Checkpoint& checkpoint, const std::vector<Paramete
     check_shape(found.parameters[i], specs[i], options);
   }
   const at::ScalarType type = result_type(found.parameters, options);
-  Files files;
+  Files files(options.is_writable);
   const std::vector<at::Tensor> stored = stored_tensors(found, files, options);
   if (options.checks_nan) {
-    check_no_nan_of(found.parameters, stored);
+    check_no_nan_of(found.parameters, stored, files);
   }
   check_copies(found, files);
   for (std::size_t i = 0; i < specs.size(); ++i) {
     weights.tensors.emplace_back(specs[i].name, stored[i].to(type));
+    if (stored[i].scalar_type() != type) {
+      files.release(found.parameters[i]);
+    }
   }
+  weights.mappings = files.mappings();
   return weights;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -36,6 +37,7 @@ struct MapOptions {
   /// versions of transformers stored.
   std::function<bool(std::string_view name)> is_buffer{};
   bool is_mapped = true;    ///< Else the tensors have memory of their own.
+  bool is_writable = true;  ///< Else a write to a mapped tensor ends the program.
   bool checks_nan = true;   ///< Refuse NaN.
   std::string config_name;  ///< Of config.json, for messages; may be empty.
 };
@@ -43,12 +45,15 @@ struct MapOptions {
 struct Weights {
   NamedTensors tensors;    ///< In the order of the specs, by their names.
   FileNames file_names{};  ///< For SaveRequest.
+  std::vector<std::shared_ptr<io::Mapping>> mappings{};  ///< In which tensors may lie.
 };
 
 /// Returns the parameters of `specs` on the CPU, contiguous, of one dtype: float32, float64,
 /// bfloat16 or float16. A tensor of the wanted type lies in the mapped file, without a copy; writes
 /// to it stay in memory. Tensors keep the mapping alive, also when the file gets another one under
-/// its name; who shortens it in place ends the program, unless `is_mapped` is false.
+/// its name; who shortens it in place ends the program, unless `is_mapped` is false. Of a mapped
+/// file hardly more than the largest tensor is in memory at a time, until somebody uses the
+/// tensors.
 /// \throws ValueError  naming file and tensor: if tensors are missing or unknown, if a shape or
 ///                     type is not as wanted, if a copy differs, or if a value is NaN (infinity
 ///                     passes). Buffers are skipped.

@@ -11,10 +11,12 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/attention/cuda.h"
 #include "paperlab/ops/attention_arguments_internal.h"
 #include "paperlab/ops/attention_kernels_internal.h"
 #include "paperlab/ops/attention_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
@@ -24,10 +26,15 @@ constexpr char kAttention[] = "attention";
 constexpr char kDecode[] = "attention_decode";
 constexpr char kBackward[] = "attention_backward";
 
-Route chosen_route(const AttentionArguments& in) { return route_of(kAttention, in.query, "query"); }
+// `shared_memory(dtype, head size)`: what the kernel's largest block needs.
+Route chosen_route(const AttentionArguments& in,
+                   std::int64_t (*shared_memory)(kernels::DType, std::int64_t)) {
+  return route_of(kAttention, in.query, "query", /*kernel_takes_dtype=*/true,
+                  shared_memory(kernel_dtype(in.query), in.query.size(3)));
+}
 
 AttentionResults computed(const AttentionArguments& in) {
-  const Route route = chosen_route(in);
+  const Route route = chosen_route(in, kernels::attention_cuda_shared_memory);
   return route == Route::kTorch ? attention_by_torch(in) : attention_by_kernels(in, route);
 }
 
@@ -45,7 +52,7 @@ AttentionGradients backward_any(const AttentionArguments& in,
                                 const AttentionBackwardArguments& backward) {
   check_arguments(in);
   check_backward_arguments(in, backward);
-  const Route route = chosen_route(in);
+  const Route route = chosen_route(in, kernels::attention_backward_cuda_shared_memory);
   return route == Route::kTorch ? attention_backward_by_torch(in, backward)
                                 : attention_backward_by_kernels(in, backward, route);
 }

@@ -70,7 +70,9 @@ struct AttentionResult {
 /// Registered as `paperlab::attention`, its gradient as `paperlab::attention_backward`, the same
 /// for T = 1 alone as `paperlab::attention_decode`; under autocast in autocast's dtype. Accumulates
 /// in float32 (float64 for float64). O(B H T S D) time, memory linear in T and S. The same bits
-/// from run to run and for any number of threads; with T = 1 for any B.
+/// from run to run and for any number of threads; with T = 1 for any B (but on a CUDA device where
+/// LibTorch computes). On the CPU NaN and infinity of a key reach only rows that see it; elsewhere
+/// and for Backend::kTorch keys must be finite, since a weight of 0 does not hide them.
 PAPERLAB_API AttentionResult attention(const at::Tensor& query, const at::Tensor& key,
                                        const at::Tensor& value,
                                        const AttentionOptions& options = {});

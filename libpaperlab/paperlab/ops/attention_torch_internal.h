@@ -2,7 +2,9 @@
 /// \file
 /// Attention from LibTorch's operations, for every device and dtype (float16 too), without waiting
 /// for the device: chunks of query rows against the keys that they may see. Sums are float32
-/// (float64 for float64); memory beside the results is bounded but for what is linear in T and S.
+/// (float64 for float64); of half types weights and the logits' gradients are rounded to that type
+/// before they are multiplied. Memory beside the results is bounded but for what is linear in T
+/// and S. With T = 1 on the CPU the same bits for any B; on a GPU that is left to its libraries.
 
 #include <ATen/core/Tensor.h>
 

@@ -17,6 +17,11 @@ std::atomic<int>& chosen() {
   return value;
 }
 
+std::atomic<NoticeHandler>& notice_handler() {
+  static std::atomic<NoticeHandler> handler = nullptr;
+  return handler;
+}
+
 Backend of_environment() {
   const char* name = std::getenv("PAPERLAB_BACKEND");
   return name == nullptr || *name == '\0' ? Backend::kAuto
@@ -38,6 +43,17 @@ Backend backend() {
 }
 
 void set_backend(Backend backend) { chosen() = static_cast<int>(backend); }
+
+void set_notice_handler(NoticeHandler handler) { notice_handler() = handler; }
+
+void give_notice(const std::string& notice) {
+  const NoticeHandler handler = notice_handler().load();
+  if (handler == nullptr) {
+    TORCH_WARN(notice);
+  } else {
+    handler(notice);
+  }
+}
 
 const char* backend_name(Backend backend) {
   switch (backend) {

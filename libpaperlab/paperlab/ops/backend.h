@@ -12,7 +12,8 @@ namespace paperlab::ops {
 enum class Backend : std::uint8_t {
   /// CPU tensors: our kernels. CUDA tensors: our kernel where it was seen to pass its tests on this
   /// GPU's architecture (the tables in kernels/<op>/README.md), else LibTorch's operations, with
-  /// one notice for each operator and process.
+  /// one notice for each operator and process. Before a CUDA graph is captured each operator is to
+  /// be called once: first calls load libraries and ask the device what it is.
   kAuto,
   /// Our kernels, also those that no GPU of this architecture has passed.
   kKernels,
@@ -36,5 +37,15 @@ PAPERLAB_API const char* backend_name(Backend backend);
 /// The backend of that name.
 /// \throws c10::ValueError  "`what` must be one of auto, kernels, torch, got 'NAME'".
 PAPERLAB_API Backend backend_of_name(const char* what, const std::string& name);
+
+/// Gets the notices that CUDA tensors are left to LibTorch's operations; called by any thread, with
+/// locks held or not, so that it may only take note.
+using NoticeHandler = void (*)(const std::string& notice);
+
+/// Null, as at first: notices are LibTorch's warnings (c10::warn), by default lines on stderr.
+PAPERLAB_API void set_notice_handler(NoticeHandler handler);
+
+/// Hands a notice to the handler that is set.
+void give_notice(const std::string& notice);
 
 }  // namespace paperlab::ops

@@ -22,7 +22,7 @@ inline constexpr std::array kCudaKernels = {
     CudaKernel{"connection_weights", true, false, false},
     CudaKernel{"depth_aggregate", true, false, false},
     CudaKernel{"depth_step", true, false, false},
-    CudaKernel{"even_pairs_loss", false, false, false},
+    CudaKernel{"even_pairs_loss", true, false, false},
     CudaKernel{"group_pool", true, false, false},
     CudaKernel{"linear", true, false, false},
     CudaKernel{"linear_cross_entropy", true, false, false},

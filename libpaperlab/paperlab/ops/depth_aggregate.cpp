@@ -14,6 +14,7 @@
 #include "kernels/common/backend.h"
 #include "kernels/depth_aggregate/cuda.h"
 #include "kernels/depth_aggregate/depth_aggregate.h"
+#include "paperlab/ops/depth_aggregate_internal.h"
 #include "paperlab/ops/depth_checks_internal.h"
 #include "paperlab/ops/depth_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
@@ -22,9 +23,123 @@
 #include "paperlab/ops/route_internal.h"
 
 namespace paperlab::ops {
+namespace depth {
 namespace {
 
-using depth::statistics_of;
+// `weights` are contiguous; all else is of the dtype of `like`, of width D.
+kernels::DepthAggregate problem_of(const std::vector<const void*>& sources,
+                                   const at::Tensor& weights, const at::Tensor& like) {
+  const std::int64_t num_tokens = weights.size(1) * weights.size(2);
+  const std::int64_t num_sources = weights.size(3);
+  return {kernel_dtype(like),
+          num_tokens,
+          like.size(3),
+          num_sources,
+          weights.size(0),
+          sources.data(),
+          weights.const_data_ptr(),
+          kernel_dtype(weights),
+          num_sources,
+          num_tokens * num_sources};
+}
+
+void run_backward(Route route, const kernels::DepthAggregate& problem,
+                  const kernels::DepthAggregateGradients& gradients, const at::Tensor& like) {
+  if (route == Route::kCpu) {
+    kernels::depth_aggregate_backward(problem, gradients, torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(like, kernels::depth_aggregate_backward_cuda_workspace(problem, gradients),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::depth_aggregate_backward_cuda(problem, gradients, memory, context);
+            });
+  }
+}
+
+}  // namespace
+
+void check_weights(const char* function, const at::Tensor& weights, const c10::SymInt& batch,
+                   const c10::SymInt& length, const c10::SymInt& num_sources) {
+  TORCH_CHECK_VALUE(weights.dim() == 4 && weights.sym_size(0) >= 1 &&
+                        weights.sym_size(1) == batch && weights.sym_size(2) == length &&
+                        weights.sym_size(3) == num_sources,
+                    function, ": weights must be [C, ", batch, ", ", length, ", ", num_sources,
+                    "] with C >= 1, got ", weights.sym_sizes());
+}
+
+at::Tensor tokens_of(const at::Tensor& x) { return x.flatten(1, 2); }
+
+at::Tensor sum_torch(const at::Tensor& states, const at::Tensor& weights) {
+  const at::Tensor sums = sums_torch(tokens_of(states), tokens_of(weights));
+  return sums.view({weights.size(0), states.size(1), states.size(2), states.size(3)});
+}
+
+Route route_of_sum(const at::Tensor& x, std::int64_t num_sources) {
+  const bool is_plain = x.is_cpu() || x.numel() > 0;
+  return is_plain
+             ? route_of("depth_aggregate", x, "states", num_sources <= kernels::kMostCudaSources)
+             : Route::kTorch;
+}
+
+at::Tensor readable(const at::Tensor& x) {
+  return x.select(0, 0).is_contiguous() ? x : x.contiguous();
+}
+
+std::vector<const void*> parts_of(const at::Tensor& x) {
+  const auto* bytes = static_cast<const char*>(x.const_data_ptr());
+  std::vector<const void*> parts;
+  parts.reserve(static_cast<std::size_t>(x.size(0)));
+  for (std::int64_t i = 0; i < x.size(0); ++i) {
+    parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
+  }
+  return parts;
+}
+
+std::vector<void*> mutable_parts_of(const at::Tensor& x) {
+  auto* bytes = static_cast<char*>(x.mutable_data_ptr());
+  std::vector<void*> parts;
+  parts.reserve(static_cast<std::size_t>(x.size(0)));
+  for (std::int64_t i = 0; i < x.size(0); ++i) {
+    parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
+  }
+  return parts;
+}
+
+void sum_by_kernel(Route route, const std::vector<const void*>& sources, const at::Tensor& weights,
+                   const at::Tensor& out) {
+  const at::Tensor dense_weights = weights.contiguous();
+  const kernels::DepthAggregate problem = problem_of(sources, dense_weights, out);
+  const std::vector<void*> streams = mutable_parts_of(out);
+  if (route == Route::kCpu) {
+    kernels::depth_aggregate(problem, streams.data(), torch_executor());
+  } else if constexpr (kernels::kHasCuda) {
+    on_cuda(out, 0, [&](void*, const kernels::Context& context) {
+      kernels::depth_aggregate_cuda(problem, streams.data(), context);
+    });
+  }
+}
+
+void gradients_by_kernel(Route route, const at::Tensor& grad_out,
+                         const std::vector<const void*>& sources, const at::Tensor& weights,
+                         const std::vector<void*>& grad_sources, at::Tensor* grad_weights) {
+  const at::Tensor dense_weights = weights.contiguous();
+  const at::Tensor dense_grad = readable(grad_out);
+  at::Tensor sums;  // of float32 and bfloat16 weights: float32
+  if (grad_weights != nullptr) {
+    sums = at::empty(weights.sizes(), weights.options().dtype(statistics_of(weights)));
+  }
+  const std::vector<const void*> streams = parts_of(dense_grad);
+  run_backward(route, problem_of(sources, dense_weights, dense_grad),
+               {streams.data(), grad_sources.data(), 0,
+                grad_weights != nullptr ? sums.mutable_data_ptr() : nullptr},
+               dense_grad);
+  if (grad_weights != nullptr) {
+    *grad_weights = sums.to(weights.scalar_type());
+  }
+}
+
+}  // namespace depth
+
+namespace {
 
 using Gradients = std::tuple<at::Tensor, at::Tensor>;
 using Wanted = std::array<bool, 2>;  // gradients of states, weights
@@ -39,11 +154,7 @@ void check_arguments(const char* function, const at::Tensor& states, const at::T
                     states.sym_sizes());
   depth::check_like(function, "weights", weights, "states", states);
   const auto sizes = states.sym_sizes();
-  TORCH_CHECK_VALUE(weights.dim() == 4 && weights.sym_size(0) >= 1 &&
-                        weights.sym_size(1) == sizes[1] && weights.sym_size(2) == sizes[2] &&
-                        weights.sym_size(3) == sizes[0],
-                    function, ": weights must be [C, ", sizes[1], ", ", sizes[2], ", ", sizes[0],
-                    "] with C >= 1, got ", weights.sym_sizes());
+  depth::check_weights(function, weights, sizes[1], sizes[2], sizes[0]);
 }
 
 void check_backward(const at::Tensor& grad_out, const at::Tensor& states,
@@ -69,150 +180,54 @@ Gradients new_gradients(const at::Tensor& states, const at::Tensor& weights, con
   return {make(wanted[0], states.sym_sizes()), make(wanted[1], weights.sym_sizes())};
 }
 
-// [J, B, T, D] as [J, B T, D], and the like: a view where that is one.
-at::Tensor tokens_of(const at::Tensor& x) { return x.flatten(1, 2); }
-
-// The same from LibTorch's operations.
-at::Tensor forward_torch(const at::Tensor& states, const at::Tensor& weights) {
-  const at::Tensor sums = depth::sums_torch(tokens_of(states), tokens_of(weights));
-  return sums.view({weights.size(0), states.size(1), states.size(2), states.size(3)});
-}
-
 void backward_torch(const at::Tensor& grad_out, const at::Tensor& states, const at::Tensor& weights,
                     const Wanted& wanted, const Gradients& gradients) {
-  const at::Tensor grad = tokens_of(grad_out);
+  const at::Tensor grad = depth::tokens_of(grad_out);
   const auto& [grad_states, grad_weights] = gradients;
   if (wanted[0]) {
-    const at::Tensor to = tokens_of(grad_states);
-    depth::state_gradients_torch(grad, tokens_of(weights), states.size(0),
+    const at::Tensor to = depth::tokens_of(grad_states);
+    depth::state_gradients_torch(grad, depth::tokens_of(weights), states.size(0),
                                  [&to](std::int64_t first, const at::Tensor& part) {
                                    to.narrow(1, first, part.size(1)).copy_(part);
                                  });
   }
   if (wanted[1]) {
     grad_weights.copy_(
-        depth::weight_gradients_torch(grad, tokens_of(states)).view(weights.sizes()));
+        depth::weight_gradients_torch(grad, depth::tokens_of(states)).view(weights.sizes()));
   }
 }
 
-// States as the kernel reads them: each contiguous, wherever it lies.
-at::Tensor readable(const at::Tensor& states) {
-  return states.select(0, 0).is_contiguous() ? states : states.contiguous();
-}
-
-// The tensors x[0], x[1], ... by where they begin.
-std::vector<const void*> parts_of(const at::Tensor& x) {
-  const auto* bytes = static_cast<const char*>(x.const_data_ptr());
-  std::vector<const void*> parts;
-  parts.reserve(static_cast<std::size_t>(x.size(0)));
-  for (std::int64_t i = 0; i < x.size(0); ++i) {
-    parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
-  }
-  return parts;
-}
-
-std::vector<void*> mutable_parts_of(const at::Tensor& x) {
-  auto* bytes = static_cast<char*>(x.mutable_data_ptr());
-  std::vector<void*> parts;
-  parts.reserve(static_cast<std::size_t>(x.size(0)));
-  for (std::int64_t i = 0; i < x.size(0); ++i) {
-    parts.push_back(bytes + i * x.stride(0) * static_cast<std::int64_t>(x.element_size()));
-  }
-  return parts;
-}
-
-// `weights` are contiguous.
-kernels::DepthAggregate problem_of(const std::vector<const void*>& sources,
-                                   const at::Tensor& states, const at::Tensor& weights) {
-  const std::int64_t num_tokens = states.size(1) * states.size(2);
-  return {kernel_dtype(states),     num_tokens,
-          states.size(3),           states.size(0),
-          weights.size(0),          sources.data(),
-          weights.const_data_ptr(), kernel_dtype(weights),
-          states.size(0),           num_tokens * states.size(0)};
-}
-
-// Tensors without elements on a GPU go through LibTorch's operations.
-Route route_for(const at::Tensor& states) {
-  const bool is_plain = states.is_cpu() || states.numel() > 0;
-  const bool is_taken = states.size(0) <= kernels::kMostCudaSources;
-  return is_plain ? route_of(kForward, states, "states", is_taken) : Route::kTorch;
-}
-
-void run_forward(Route route, const kernels::DepthAggregate& problem, void* const* streams,
-                 const at::Tensor& like) {
-  if (route == Route::kCpu) {
-    kernels::depth_aggregate(problem, streams, torch_executor());
-  } else if constexpr (kernels::kHasCuda) {
-    on_cuda(like, 0, [&](void*, const kernels::Context& context) {
-      kernels::depth_aggregate_cuda(problem, streams, context);
-    });
-  }
-}
-
-void run_backward(Route route, const kernels::DepthAggregate& problem,
-                  const kernels::DepthAggregateGradients& gradients, const at::Tensor& like) {
-  if (route == Route::kCpu) {
-    kernels::depth_aggregate_backward(problem, gradients, torch_executor());
-  } else if constexpr (kernels::kHasCuda) {
-    on_cuda(like, kernels::depth_aggregate_backward_cuda_workspace(problem, gradients),
-            [&](void* memory, const kernels::Context& context) {
-              kernels::depth_aggregate_backward_cuda(problem, gradients, memory, context);
-            });
-  }
-}
+Route route_for(const at::Tensor& states) { return depth::route_of_sum(states, states.size(0)); }
 
 at::Tensor forward_any(const at::Tensor& states, const at::Tensor& weights) {
   check_arguments(kForward, states, weights);
   const Route route = route_for(states);
   if (route == Route::kTorch) {
-    return forward_torch(states, weights);
+    return depth::sum_torch(states, weights);
   }
-  at::Tensor out = new_result(states, weights);
+  const at::Tensor out = new_result(states, weights);
   if (out.numel() > 0) {
-    const at::Tensor dense = readable(states);
-    const at::Tensor dense_weights = weights.contiguous();
-    const std::vector<const void*> sources = parts_of(dense);
-    const std::vector<void*> streams = mutable_parts_of(out);
-    run_forward(route, problem_of(sources, dense, dense_weights), streams.data(), dense);
+    const at::Tensor dense = depth::readable(states);
+    depth::sum_by_kernel(route, depth::parts_of(dense), weights, out);
   }
   return out;
-}
-
-// The gradients of float32 and bfloat16 weights are float32.
-at::Tensor backward_by_kernel(Route route, const at::Tensor& grad_out, const at::Tensor& states,
-                              const at::Tensor& weights, const Wanted& wanted,
-                              const at::Tensor& grad_states) {
-  const at::Tensor dense = readable(states);
-  const at::Tensor dense_weights = weights.contiguous();
-  const at::Tensor dense_grad = readable(grad_out);
-  const at::Tensor sums =
-      wanted[1] ? at::empty(weights.sizes(), weights.options().dtype(statistics_of(states)))
-                : at::Tensor();
-  const std::vector<const void*> sources = parts_of(dense);
-  const std::vector<const void*> streams = parts_of(dense_grad);
-  const std::vector<void*> grad_sources =
-      wanted[0] ? mutable_parts_of(grad_states) : std::vector<void*>(sources.size());
-  run_backward(
-      route, problem_of(sources, dense, dense_weights),
-      {streams.data(), grad_sources.data(), 0, wanted[1] ? sums.mutable_data_ptr() : nullptr},
-      dense);
-  return sums;
 }
 
 Gradients backward_any(const at::Tensor& grad_out, const at::Tensor& states,
                        const at::Tensor& weights, Wanted wanted) {
   check_backward(grad_out, states, weights);
   Gradients gradients = new_gradients(states, weights, wanted);
+  auto& [grad_states, grad_weights] = gradients;
   const Route route = route_for(states);
   if (route == Route::kTorch) {
     backward_torch(grad_out, states, weights, wanted, gradients);
   } else if (grad_out.numel() > 0) {
-    const at::Tensor sums =
-        backward_by_kernel(route, grad_out, states, weights, wanted, std::get<0>(gradients));
-    if (wanted[1]) {
-      std::get<1>(gradients) = sums.to(weights.scalar_type());
-    }
+    const at::Tensor dense = depth::readable(states);
+    const std::vector<const void*> sources = depth::parts_of(dense);
+    const std::vector<void*> grad_sources =
+        wanted[0] ? depth::mutable_parts_of(grad_states) : std::vector<void*>(sources.size());
+    depth::gradients_by_kernel(route, grad_out, sources, weights, grad_sources,
+                               wanted[1] ? &grad_weights : nullptr);
   }
   return gradients;
 }

@@ -26,4 +26,12 @@ namespace paperlab::ops {
 /// compute it, in the same types (backend.h).
 PAPERLAB_API at::Tensor depth_aggregate(const at::Tensor& states, const at::Tensor& weights);
 
+/// The same of states that are tensors of their own: J >= 1 of [B, T, D]. Contiguous ones are read
+/// where they lie, and the backward pass keeps the tensors given, not a copy; each gets a gradient.
+///
+/// Registered as `paperlab::depth_aggregate_list`, its gradient as
+/// `paperlab::depth_aggregate_list_backward`. LibTorch's operations copy the states for the time of
+/// the call.
+PAPERLAB_API at::Tensor depth_aggregate(at::TensorList states, const at::Tensor& weights);
+
 }  // namespace paperlab::ops

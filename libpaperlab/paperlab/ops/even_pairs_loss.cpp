@@ -9,11 +9,14 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <cstddef>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "kernels/common/backend.h"
+#include "kernels/one_layer_fold/cuda.h"
 #include "kernels/one_layer_fold/one_layer_fold.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/even_pairs_loss_torch_internal.h"
@@ -130,11 +133,65 @@ void check_values(const at::Tensor& u, const at::Tensor& w) {
   }
 }
 
+// u and w as float64 in the kernel's layout, where they lie.
+struct DeviceParameters {
+  DeviceParameters(const at::Tensor& of_u, const at::Tensor& of_w, double scale)
+      : u(of_u.to(at::kDouble).contiguous()),
+        w(of_w.t().to(at::kDouble).contiguous()),
+        attention_scale(scale) {}
+
+  kernels::OneLayerParameters view() const {
+    return {static_cast<int>(u.size(0) / 2), attention_scale, u.const_data_ptr<double>(),
+            w.const_data_ptr<double>()};
+  }
+
+  at::Tensor u;
+  at::Tensor w;  // [queries, keys]
+  double attention_scale;
+};
+
+at::Tensor loss_on_cuda(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
+  static_assert(sizeof(kernels::OneLayerEvaluation) == 4 * sizeof(double));
+  static_assert(offsetof(kernels::OneLayerEvaluation, loss) == 0);
+  const DeviceParameters parameters(u, w, attention_scale);
+  const at::Tensor evaluation = at::empty({4}, parameters.u.options());
+  if constexpr (kernels::kHasCuda) {
+    const kernels::OneLayerParameters view = parameters.view();
+    auto* out = static_cast<kernels::OneLayerEvaluation*>(evaluation.mutable_data_ptr());
+    on_cuda(u, kernels::even_pairs_cuda_workspace(view.max_length),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::even_pairs_evaluate_cuda(view, out, memory, context);
+            });
+  }
+  return evaluation.select(0, 0).to(u.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
+}
+
+std::tuple<at::Tensor, at::Tensor> backward_on_cuda(const at::Tensor& grad, const at::Tensor& u,
+                                                    const at::Tensor& w, double attention_scale) {
+  const DeviceParameters parameters(u, w, attention_scale);
+  const at::Tensor grad_u = new_like(parameters.u);
+  const at::Tensor grad_w = new_like(parameters.w);
+  if constexpr (kernels::kHasCuda) {
+    const kernels::OneLayerParameters view = parameters.view();
+    const kernels::OneLayerGradient to = {grad_u.mutable_data_ptr<double>(),
+                                          grad_w.mutable_data_ptr<double>()};
+    on_cuda(u, kernels::even_pairs_cuda_workspace(view.max_length),
+            [&](void* memory, const kernels::Context& context) {
+              kernels::even_pairs_cuda(view, to, memory, context);
+            });
+  }
+  const at::Tensor scale = grad.to(at::kDouble);
+  return {(scale * grad_u).to(u.scalar_type()),
+          (scale * grad_w.t()).to(w.scalar_type()).contiguous()};
+}
+
 at::Tensor loss_any(const at::Tensor& u, const at::Tensor& w, double attention_scale) {
   check_arguments(u, w, attention_scale);
-  if (route_of(kLoss, u, "u") == Route::kTorch) {
+  const Route route = route_of(kLoss, u, "u");
+  if (route != Route::kCpu) {
     check_values(u, w);
-    return forms::even_pairs_loss(u, w, attention_scale);
+    return route == Route::kCuda ? loss_on_cuda(u, w, attention_scale)
+                                 : forms::even_pairs_loss(u, w, attention_scale);
   }
   const Parameters parameters = parameters_of(u, w, attention_scale);
   kernels::FoldPlan plan = even_pairs_plan(parameters.view().max_length);
@@ -160,9 +217,11 @@ std::tuple<at::Tensor, at::Tensor> backward_any(const at::Tensor& grad, const at
                                                 const at::Tensor& w, double attention_scale) {
   check_arguments(u, w, attention_scale);
   check_grad(grad, u);
-  if (route_of(kLoss, u, "u") == Route::kTorch) {
+  const Route route = route_of(kLoss, u, "u");
+  if (route != Route::kCpu) {
     check_values(u, w);
-    return forms::even_pairs_loss_backward(grad, u, w, attention_scale);
+    return route == Route::kCuda ? backward_on_cuda(grad, u, w, attention_scale)
+                                 : forms::even_pairs_loss_backward(grad, u, w, attention_scale);
   }
   const Parameters parameters = parameters_of(u, w, attention_scale);
   const std::size_t width = parameters.u.size();

@@ -23,8 +23,8 @@ namespace paperlab::ops {
 ///
 /// Registered as `paperlab::even_pairs_loss`, its gradient as `paperlab::even_pairs_loss_backward`;
 /// under autocast in float32, or float64. Accumulates in float64. Runs the fold kernel: O(2^Lmax)
-/// time, at most 1 MiB of its own memory. The same bits from run to run and for any number of
-/// threads.
+/// time, at most 1 MiB of its own memory (on a GPU 2 MiB of LibTorch's allocator). The same bits
+/// from run to run and for any number of threads.
 PAPERLAB_API at::Tensor even_pairs_loss(const at::Tensor& u, const at::Tensor& w,
                                         double attention_scale);
 

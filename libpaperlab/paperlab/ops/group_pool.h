@@ -41,9 +41,8 @@ struct GroupPoolResult {
 /// \param value  [B, G, S, D], likewise.
 /// \return       new tensors; zeros for groups that a row with a later start does not complete.
 ///               Differentiable once with respect to query, key and value.
-/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above;
-/// starts
-///                          on CUDA devices are not looked at.
+/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above; of
+///                          starts on a CUDA device the error surfaces when something waits for it.
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::group_pool`, its gradient as `paperlab::group_pool_backward`; under

@@ -44,6 +44,10 @@ inline checks::Shape core_shape(const Arguments& in) {
   return {key[0], is_per_query ? in.query.sym_size(1) : key[1], groups, key[3]};
 }
 
+// Throws c10::ValueError unless starts are in 0..S and the queries that the first `groups` groups
+// of each row need are there; of starts on a GPU the error surfaces when something waits for it.
+void check_values(const Arguments& in, std::int64_t groups);
+
 // By our kernel of `route`, kCpu or kCuda; every element is written.
 void pool_by_kernel(Route route, const Arguments& in, const at::Tensor& core_key,
                     const at::Tensor& core_value);
@@ -51,8 +55,8 @@ void pool_backward_by_kernel(Route route, const Arguments& in, const at::Tensor&
                              const at::Tensor& grad_value, const Gradients& gradients);
 
 // Writes the first groups of each row, as many as core_key [B, P, m, D] has. Any device, which
-// nothing here waits for; any floating-point dtype, sums in float32 (float64 for float64). On the
-// CPU throws c10::ValueError for starts outside 0..S and for queries that are missing.
+// nothing here waits for; any floating-point dtype, sums in float32 (float64 for float64). Checks
+// values first.
 void pool_torch(const Arguments& in, const at::Tensor& core_key, const at::Tensor& core_value);
 
 // New tensors in the dtype of key.

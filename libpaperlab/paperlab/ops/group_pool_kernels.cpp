@@ -63,6 +63,9 @@ void backward(Route route, const kernels::GroupPoolInputs& inputs,
 
 void pool_by_kernel(Route route, const Arguments& in, const at::Tensor& core_key,
                     const at::Tensor& core_value) {
+  if (route == Route::kCuda) {  // the CPU's kernel looks for itself
+    check_values(in, core_key.size(2));
+  }
   const Arguments inputs = readable(in);
   views::with_errors_of(in.function, [&] {
     forward(route, kernel_inputs(inputs), {mutable_view(core_key), mutable_view(core_value)},
@@ -72,6 +75,9 @@ void pool_by_kernel(Route route, const Arguments& in, const at::Tensor& core_key
 
 void pool_backward_by_kernel(Route route, const Arguments& in, const at::Tensor& grad_key,
                              const at::Tensor& grad_value, const Gradients& gradients) {
+  if (route == Route::kCuda) {
+    check_values(in, grad_key.size(2));
+  }
   const Arguments inputs = readable(in);
   const at::Tensor of_key = with_contiguous_rows(grad_key);
   const at::Tensor of_value = with_contiguous_rows(grad_value);

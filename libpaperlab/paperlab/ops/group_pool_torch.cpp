@@ -2,6 +2,7 @@
 // Indices are clamped, so that nothing outside a tensor is read for groups that a row does not
 // complete; what they give is masked by choosing, since padding may hold NaN. Gradients are
 // gathered, not scattered: their sums have one order.
+#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/matmul.h>
@@ -13,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/group_pool_internal.h"
@@ -34,8 +36,6 @@ class Pool {
       begin_ = in.start.add(in.first).clamp(0, tokens_).unsqueeze(1);
     }
   }
-
-  void check_values() const;
 
   Pooled pooled() const;
   Gradients backward(const at::Tensor& grad_key, const at::Tensor& grad_value) const;
@@ -71,23 +71,6 @@ class Pool {
   at::ScalarType dtype_;
   at::Tensor begin_;  // [B, 1]: where each row's groups begin; not defined: at `first`
 };
-
-// Values of CUDA tensors are not looked at: that would wait for the device.
-void Pool::check_values() const {
-  const bool has_values =
-      in_.start.defined() && in_.start.is_cpu() && checks::has_memory(in_.start);
-  const at::Tensor starts = has_values ? in_.start.contiguous() : at::Tensor();
-  const std::int64_t rows = has_values ? starts.numel() : in_.start.defined() ? 0 : 1;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int64_t start = has_values ? starts.const_data_ptr<std::int64_t>()[row] : 0;
-    TORCH_CHECK_VALUE(start >= 0 && start <= tokens_, in_.function, ": start must be in 0..",
-                      tokens_, ", got ", start);
-    const std::int64_t least = tokens_ - (start + in_.first + in_.group - 1);
-    TORCH_CHECK_VALUE(!has_evaluator(in_) || groups_ == 0 || least < 1 || queries_ >= least,
-                      in_.function, ": query must hold the last token of every group, so at least ",
-                      least, " tokens, got ", queries_);
-  }
-}
 
 // Tokens index [B, n] of x [B, h, *, D]: [B, h, n, D].
 at::Tensor Pool::gathered(const at::Tensor& x, const at::Tensor& index) const {
@@ -235,7 +218,50 @@ Gradients Pool::backward(const at::Tensor& grad_key, const at::Tensor& grad_valu
           ungrouped(at::matmul(w, of_value))};
 }
 
+// A row begins at a token that is there, and its groups' last tokens have queries.
+void check_start(const Arguments& in, std::int64_t groups, std::int64_t start) {
+  const std::int64_t tokens = in.key.size(2);
+  TORCH_CHECK_VALUE(start >= 0 && start <= tokens, in.function, ": start must be in 0..", tokens,
+                    ", got ", start);
+  if (has_evaluator(in) && groups > 0) {
+    const std::int64_t queries = in.query.size(2);
+    const std::int64_t least = tokens - (start + in.first + in.group - 1);
+    TORCH_CHECK_VALUE(least < 1 || queries >= least, in.function,
+                      ": query must hold the last token of every group, so at least ", least,
+                      " tokens, got ", queries);
+  }
+}
+
+// The same of all rows, by the device.
+void check_starts_there(const Arguments& in, std::int64_t groups) {
+  const std::int64_t tokens = in.key.size(2);
+  const std::string function = in.function;
+  at::_assert_async(in.start.ge(0).logical_and(in.start.le(tokens)).all(),
+                    function + ": start must be in 0.." + std::to_string(tokens));
+  if (has_evaluator(in) && groups > 0) {
+    const at::Tensor least = in.start.neg().add(tokens - (in.first + in.group - 1));
+    const std::int64_t queries = in.query.size(2);
+    at::_assert_async(least.lt(1).logical_or(least.le(queries)).all(),
+                      function + ": query must hold the last token of every group, got " +
+                          std::to_string(queries) + " tokens");
+  }
+}
+
 }  // namespace
+
+void check_values(const Arguments& in, std::int64_t groups) {
+  if (!in.start.defined()) {
+    check_start(in, groups, 0);
+  } else if (!in.start.is_cpu()) {
+    check_starts_there(in, groups);
+  } else if (checks::has_memory(in.start)) {
+    const at::Tensor starts = in.start.contiguous();
+    const auto* values = starts.const_data_ptr<std::int64_t>();
+    for (std::int64_t row = 0; row < starts.numel(); ++row) {
+      check_start(in, groups, values[row]);
+    }
+  }
+}
 
 double scale_of(const Arguments& in) {
   return in.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.key.size(3))));
@@ -243,8 +269,8 @@ double scale_of(const Arguments& in) {
 
 void pool_torch(const Arguments& in, const at::Tensor& core_key, const at::Tensor& core_value) {
   const autocast::Off off;
+  check_values(in, core_key.size(2));
   const Pool pool(in, core_key.size(1), core_key.size(2));
-  pool.check_values();
   if (core_key.numel() == 0) {
     return;
   }
@@ -256,8 +282,8 @@ void pool_torch(const Arguments& in, const at::Tensor& core_key, const at::Tenso
 Gradients pool_backward_torch(const Arguments& in, const at::Tensor& grad_key,
                               const at::Tensor& grad_value) {
   const autocast::Off off;
+  check_values(in, grad_key.size(2));
   const Pool pool(in, grad_key.size(1), grad_key.size(2));
-  pool.check_values();
   const auto zeros = [&in](at::IntArrayRef sizes) { return at::zeros(sizes, in.key.options()); };
   if (grad_key.numel() == 0) {
     return {has_evaluator(in) ? zeros(in.query.sizes()) : zeros({0}), zeros(in.key.sizes()),

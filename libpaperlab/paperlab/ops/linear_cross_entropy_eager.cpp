@@ -1,11 +1,14 @@
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
@@ -18,54 +21,117 @@ using kernels::Reduction;
 
 // Logits of a chunk: 64 MiB in float32.
 constexpr std::int64_t kChunkElements = std::int64_t{1} << 24;
+// Of the vocabulary: enough columns for a product, few enough to be held in float32.
+constexpr std::int64_t kChunkWords = std::int64_t{1} << 13;
 
-// The rows of a problem, [N, D] and [N]; the weight and the bias in the dtype of sums.
+// Words first .. first + count - 1 of the vocabulary, in the dtype of sums.
+struct Words {
+  std::int64_t first;
+  std::int64_t count;
+  at::Tensor weight;  // [count, D]
+  at::Tensor bias;    // [count] or not defined
+};
+
+// The rows of a problem, [N, D] and [N].
 struct Rows {
-  explicit Rows(const LinearCrossEntropyProblem& problem)
-      : dtype(statistics_dtype(problem.x.scalar_type())),
-        x(problem.x.reshape({problem.target.numel(), problem.x.size(-1)})),
-        weight(problem.weight.to(dtype)),
-        bias(problem.bias.has_value() ? problem.bias->to(dtype) : at::Tensor()),
-        counted(problem.target.reshape({-1}) != problem.ignore_index),
-        index(at::where(counted, problem.target.reshape({-1}), 0).clamp(0, weight.size(0) - 1)),
-        step(std::max<std::int64_t>(1, kChunkElements / weight.size(0))) {}
+  explicit Rows(const LinearCrossEntropyProblem& of)
+      : problem(of),
+        dtype(statistics_dtype(of.x.scalar_type())),
+        vocab_size(of.weight.size(0)),
+        x(of.x.reshape({of.target.numel(), of.x.size(-1)})),
+        counted(of.target.reshape({-1}) != of.ignore_index),
+        index(at::where(counted, of.target.reshape({-1}), 0).clamp(0, vocab_size - 1)),
+        step(std::max<std::int64_t>(1, kChunkElements / std::min(vocab_size, kChunkWords))) {}
 
   std::int64_t count() const { return index.size(0); }
+  at::TensorOptions sums() const { return x.options().dtype(dtype); }
 
-  // Of rows first.., in the dtype of sums.
-  at::Tensor logits(std::int64_t first) const { return at::linear(inputs(first), weight, bias); }
-
-  at::Tensor inputs(std::int64_t first) const { return of(x, first).to(dtype); }
-
+  // Of rows first..
   at::Tensor of(const at::Tensor& all, std::int64_t first) const {
     return all.narrow(0, first, std::min(step, count() - first));
   }
+  at::Tensor inputs(std::int64_t first) const { return of(x, first).to(dtype); }
 
-  at::ScalarType dtype;
+  Words words(std::int64_t first) const {
+    const std::int64_t size = std::min(kChunkWords, vocab_size - first);
+    return {
+        first, size, problem.weight.narrow(0, first, size).to(dtype),
+        problem.bias.has_value() ? problem.bias->narrow(0, first, size).to(dtype) : at::Tensor()};
+  }
+
+  // The places of targets among the words, [n, 1], and whether one is there.
+  std::pair<at::Tensor, at::Tensor> targets(const Words& of_words, std::int64_t first) const {
+    const at::Tensor place = of(index, first).sub(of_words.first).unsqueeze(1);
+    const at::Tensor is_there = place.ge(0).logical_and(place.lt(of_words.count));
+    return {place.clamp(0, of_words.count - 1), is_there};
+  }
+
+  at::Tensor logits(const Words& of_words, std::int64_t first) const {
+    return at::linear(inputs(first), of_words.weight, of_words.bias);
+  }
+
+  const LinearCrossEntropyProblem& problem;
+  at::ScalarType dtype;  // of sums
+  std::int64_t vocab_size;
   at::Tensor x;
-  at::Tensor weight;
-  at::Tensor bias;
   at::Tensor counted;
   at::Tensor index;  // 0 where no target counts
   std::int64_t step;
 };
+
+// Sums of products of a gradient: the gradient itself where it has the dtype of sums, else memory
+// that is rounded to it in the end.
+class Sums {
+ public:
+  Sums(const at::Tensor& gradient, at::ScalarType dtype)
+      : gradient_(gradient),
+        sums_(gradient.scalar_type() == dtype
+                  ? gradient.zero_()
+                  : at::zeros(gradient.sizes(), gradient.options().dtype(dtype))) {}
+
+  const at::Tensor& sums() const { return sums_; }
+  void finish() const {
+    if (!sums_.is_same(gradient_)) {
+      gradient_.copy_(sums_);
+    }
+  }
+
+ private:
+  at::Tensor gradient_;
+  at::Tensor sums_;
+};
+
+// Of the logits of a chunk: scale (1 + 2 z lse) p, and at the target - scale.
+at::Tensor gradient_of_logits(const Rows& rows, const Words& words, std::int64_t first,
+                              const at::Tensor& lse, const at::Tensor& scale) {
+  const at::Tensor of_lse = rows.of(lse, first).unsqueeze(1);
+  const at::Tensor factor = rows.of(scale, first);
+  const auto [place, is_there] = rows.targets(words, first);
+  at::Tensor logits = rows.logits(words, first).sub_(of_lse).exp_();
+  logits.mul_(factor * (1.0 + 2.0 * rows.problem.z_loss * of_lse));
+  return logits.scatter_add_(1, place, at::where(is_there, -factor, 0.0));
+}
 
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> forward(const LinearCrossEntropyProblem& problem) {
   const autocast::Off guard;
   const Rows rows(problem);
-  const auto options = problem.x.options().dtype(rows.dtype);
-  const at::Tensor lse = at::empty({rows.count()}, options);
-  at::Tensor loss = at::empty({rows.count()}, options);
-  for (std::int64_t first = 0; first < rows.count(); first += rows.step) {
-    const at::Tensor logits = rows.logits(first);
-    const at::Tensor here = at::logsumexp(logits, {1});
-    const at::Tensor of_target = logits.gather(1, rows.of(rows.index, first).unsqueeze(1));
-    rows.of(lse, first).copy_(here);
-    rows.of(loss, first).copy_(here - of_target.squeeze(1) + problem.z_loss * here * here);
+  const at::Tensor lse =
+      at::full({rows.count()}, -std::numeric_limits<double>::infinity(), rows.sums());
+  const at::Tensor of_target = at::zeros({rows.count()}, rows.sums());
+  for (std::int64_t word = 0; word < rows.vocab_size; word += kChunkWords) {
+    const Words words = rows.words(word);
+    for (std::int64_t first = 0; first < rows.count(); first += rows.step) {
+      const at::Tensor logits = rows.logits(words, first);
+      const auto [place, is_there] = rows.targets(words, first);
+      const at::Tensor here = rows.of(lse, first);
+      here.copy_(at::logaddexp(here, at::logsumexp(logits, {1})));
+      rows.of(of_target, first).add_(at::where(is_there, logits.gather(1, place), 0.0).squeeze(1));
+    }
   }
-  loss = at::where(rows.counted, loss, at::zeros({}, options));
+  const at::Tensor loss = at::where(rows.counted, lse - of_target + problem.z_loss * lse * lse,
+                                    at::zeros({}, rows.sums()));
   if (problem.reduction == Reduction::kNone) {
     return {loss.reshape(problem.target.sizes()), lse};
   }
@@ -78,39 +144,36 @@ void backward(const LinearCrossEntropyProblem& problem, const at::Tensor& grad_l
               const std::tuple<at::Tensor, at::Tensor, at::Tensor>& gradients) {
   const autocast::Off guard;
   const Rows rows(problem);
-  const auto options = problem.x.options().dtype(rows.dtype);
   at::Tensor scale = grad_loss.reshape({-1}).expand({rows.count()});
   if (problem.reduction == Reduction::kMean) {
     scale = scale / rows.counted.sum();
   }
-  scale = at::where(rows.counted, scale, at::zeros({}, options)).unsqueeze(1);
+  scale = at::where(rows.counted, scale, at::zeros({}, rows.sums())).unsqueeze(1);
   const auto& [grad_x, grad_weight, grad_bias] = gradients;
-  const at::Tensor x_rows = wanted[0] ? grad_x.view(rows.x.sizes()) : grad_x;
-  const at::Tensor of_weight =
-      wanted[1] ? at::zeros(problem.weight.sizes(), options) : at::Tensor();
-  const at::Tensor of_bias = at::zeros({problem.weight.size(0)}, options);
-  for (std::int64_t first = 0; first < rows.count(); first += rows.step) {
-    const at::Tensor of_lse = rows.of(lse, first).unsqueeze(1);
-    const at::Tensor factor = rows.of(scale, first);
-    at::Tensor logits = rows.logits(first).sub_(of_lse).exp_();
-    logits.mul_(factor * (1.0 + 2.0 * problem.z_loss * of_lse));
-    logits.scatter_add_(1, rows.of(rows.index, first).unsqueeze(1), -factor);
-    if (wanted[0]) {
-      rows.of(x_rows, first).copy_(logits.matmul(rows.weight));
+  const Sums of_x(wanted[0] ? grad_x.view(rows.x.sizes()) : grad_x, rows.dtype);
+  for (std::int64_t word = 0; word < rows.vocab_size; word += kChunkWords) {
+    const Words words = rows.words(word);
+    const auto of_words = [&](const at::Tensor& x, bool is_wanted) {
+      return Sums(is_wanted ? x.narrow(0, words.first, words.count) : x, rows.dtype);
+    };
+    const Sums of_weight = of_words(grad_weight, wanted[1]);
+    const Sums of_bias = of_words(grad_bias, wanted[2] && problem.bias.has_value());
+    for (std::int64_t first = 0; first < rows.count(); first += rows.step) {
+      const at::Tensor of_logits = gradient_of_logits(rows, words, first, lse, scale);
+      if (wanted[0]) {
+        rows.of(of_x.sums(), first).addmm_(of_logits, words.weight);
+      }
+      if (wanted[1]) {
+        of_weight.sums().addmm_(of_logits.t(), rows.inputs(first));
+      }
+      if (wanted[2] && problem.bias.has_value()) {
+        of_bias.sums().add_(of_logits.sum(0));
+      }
     }
-    if (wanted[1]) {
-      of_weight.addmm_(logits.t(), rows.inputs(first));
-    }
-    if (wanted[2]) {
-      of_bias.add_(logits.sum(0));
-    }
+    of_weight.finish();
+    of_bias.finish();
   }
-  if (wanted[1]) {
-    grad_weight.copy_(of_weight);
-  }
-  if (wanted[2] && problem.bias.has_value()) {
-    grad_bias.copy_(of_bias);
-  }
+  of_x.finish();
 }
 
 }  // namespace paperlab::ops::eager

@@ -39,9 +39,10 @@ void backward_by_kernels(Route route, const LinearCrossEntropyProblem& problem,
                          const std::array<bool, 3>& wanted,
                          const std::tuple<at::Tensor, at::Tensor, at::Tensor>& gradients);
 
-/// From LibTorch's operations, on chunks of rows: for every device and dtype (float16 too), without
-/// waiting for the device. Sums are float32 (float64 for float64); a target that is refused counts
-/// as the nearest that is right.
+/// From LibTorch's operations, on chunks of rows and of the vocabulary: for every device and dtype
+/// (float16 too), without waiting for the device. Sums are float32 (float64 for float64), and those
+/// of gradients lie in the results; half types need float32 copies of x's gradient and of a chunk
+/// of the vocabulary besides. A target that is refused counts as the nearest that is right.
 namespace eager {
 
 /// (loss, lse).

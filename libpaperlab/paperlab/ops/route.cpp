@@ -16,12 +16,11 @@
 namespace paperlab::ops {
 namespace {
 
-// 80 for sm_80; 0 where nothing depends on it.
-int architecture_of(const at::Tensor& x) {
+kernels::DeviceFacts facts_of(const at::Tensor& x) {
   if constexpr (kernels::kHasCuda) {
-    return kernels::device_architecture(x.device().index());
+    return kernels::device_facts(x.device().index());
   }
-  return 0;
+  return {};
 }
 
 // Whether this is the first call for `op`.
@@ -32,16 +31,29 @@ bool is_first_notice(const std::string& op) {
   return noticed.insert(op).second;
 }
 
-void notice(const char* op, const char* reason) {
+void notice(const char* op, const std::string& reason) {
   if (is_first_notice(op)) {
-    TORCH_WARN("paperlab::", op, ": CUDA tensors are left to LibTorch's operations, because ",
-               reason, ". paperlab.ops.set_backend(\"torch\") asks for that without this notice.");
+    give_notice(c10::str(
+        "paperlab::", op, ": CUDA tensors are left to LibTorch's operations, because ", reason,
+        ". paperlab.ops.set_backend(\"torch\") asks for that without this notice."));
   }
+}
+
+// With what the device said.
+std::string reason_of(const CudaRoute& choice, const kernels::DeviceFacts& facts,
+                      std::int64_t shared_memory) {
+  if (!facts.problem.empty()) {
+    return c10::str(choice.reason, ": ", facts.problem);
+  }
+  return choice.lacks_memory ? c10::str(choice.reason, " (", shared_memory, " bytes, it has ",
+                                        facts.shared_memory, ")")
+                             : choice.reason;
 }
 
 }  // namespace
 
-Route route_of(const char* op, const at::Tensor& x, const char* argument, bool kernel_takes_dtype) {
+Route route_of(const char* op, const at::Tensor& x, const char* argument, bool kernel_takes_dtype,
+               std::int64_t shared_memory) {
   const c10::DeviceType device = x.device().type();
   TORCH_CHECK_VALUE(device == c10::DeviceType::CPU || device == c10::DeviceType::CUDA, op, ": ",
                     argument, " must be on the CPU or a CUDA device, got ", x.device());
@@ -54,15 +66,17 @@ Route route_of(const char* op, const at::Tensor& x, const char* argument, bool k
   }
   const CudaKernel kernel = cuda_kernel_of(op);
   const bool asks = kernels::kHasCuda && kernel.is_wired && kernel_takes_dtype;
-  const int architecture = asks ? architecture_of(x) : 0;
+  const kernels::DeviceFacts facts = asks ? facts_of(x) : kernels::DeviceFacts();
+  const bool fits = shared_memory <= facts.shared_memory;
   const CudaRoute choice =
-      cuda_route(wanted, kernel, kernels::kHasCuda, kernel_takes_dtype, architecture);
+      cuda_route(wanted, kernel, kernels::kHasCuda, kernel_takes_dtype, facts.architecture, fits);
   TORCH_CHECK_VALUE(
       !choice.is_refused, op, ": ", argument,
       " must be on a GPU of sm_80 to sm_89 or sm_90 for the backend \"kernels\", got ", x.device(),
-      " (sm_", architecture, ")");
+      facts.problem.empty() ? c10::str(" (sm_", facts.architecture, ")")
+                            : c10::str(", which cannot be asked: ", facts.problem));
   if (choice.route == Route::kTorch) {
-    notice(op, choice.reason);
+    notice(op, reason_of(choice, facts, shared_memory));
   }
   return choice.route;
 }

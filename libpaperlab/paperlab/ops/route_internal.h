@@ -33,11 +33,13 @@ enum class Route : std::uint8_t { kCpu, kCuda, kTorch };
 /// \param argument            what the operator calls x.
 /// \param kernel_takes_dtype  false: the CUDA kernel takes no tensors like x, which are left to
 ///                            LibTorch's operations.
+/// \param shared_memory       bytes that the kernel's largest block needs: tensors on a GPU whose
+///                            blocks may have fewer are left to LibTorch's operations.
 /// \throws c10::ValueError  "OP: ARGUMENT must be on the CPU or a CUDA device, got xpu:0"; if our
-///                          kernels are asked for on a GPU that they are not compiled for; and
-///                          that of backend().
+///                          kernels are asked for on a GPU that they are not compiled for, or
+///                          that cannot be asked (which names the reason); and that of backend().
 PAPERLAB_API Route route_of(const char* op, const at::Tensor& x, const char* argument = "x",
-                            bool kernel_takes_dtype = true);
+                            bool kernel_takes_dtype = true, std::int64_t shared_memory = 0);
 
 /// LibTorch's current stream of x's device, a CUDA device.
 kernels::Context context_of(const at::Tensor& x);

@@ -1,26 +1,23 @@
 #include "paperlab/train/fit.h"
 
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/aminmax.h>
-#include <ATen/ops/isfinite.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/StringUtil.h>
-#include <fnmatch.h>
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "paperlab/core/error.h"
-#include "paperlab/train/loss.h"
+#include "paperlab/train/agreement.h"
 #include "paperlab/train/number_text_internal.h"
+#include "paperlab/train/step_internal.h"
+#include "paperlab/train/trained_internal.h"
 
 namespace paperlab::train {
 namespace {
-
-constexpr char kFunction[] = "fit";
 
 void check_options(const FitOptions& options, const FitCallbacks& callbacks) {
   check(options.schedule);
@@ -30,6 +27,7 @@ void check_options(const FitOptions& options, const FitCallbacks& callbacks) {
   check_count(options.accumulate, 1, "accumulate must be >= 1");
   check_count(options.checkpoint_every, 0, "checkpoint_every must be >= 0");
   check_count(options.keep, 1, "keep must be >= 1");
+  check_count(options.bucket_bytes, 1, "bucket_bytes must be >= 1");
   require<ValueError>(options.clip_norm > 0.0, kFunction, "clip_norm must be > 0",
                       number_text(options.clip_norm));
   require<ValueError>(static_cast<bool>(callbacks.batch), kFunction, "data must be given",
@@ -38,63 +36,10 @@ void check_options(const FitOptions& options, const FitCallbacks& callbacks) {
                       "model must be trained outside of inference mode", "a call inside it");
 }
 
-bool decays(const std::string& name, const std::vector<std::string>& no_decay) {
-  return std::none_of(no_decay.begin(), no_decay.end(), [&name](const std::string& pattern) {
-    return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
-  });
-}
-
-// What the decoder must be for training; nothing of it is changed.
-void check_decoder(const nn::Decoder& decoder, const std::vector<std::string>& no_decay) {
-  const auto& parameters = decoder.parameters();
-  for (const auto& parameter : parameters) {
-    require<ValueError>(!parameter.value->is_inference(), kFunction,
-                        "model must be made outside of inference mode",
-                        "the inference tensor '" + parameter.spec.name + "'");
-  }
-  // Lists for several architectures name what this one does not have; a list of typing errors alone
-  // names nothing.
-  const bool is_effective = std::any_of(
-      parameters.begin(), parameters.end(),
-      [&no_decay](const auto& parameter) { return !decays(parameter.spec.name, no_decay); });
-  require<ValueError>(no_decay.empty() || is_effective, kFunction,
-                      "no_decay must match the name of a parameter",
-                      no_decay.empty() ? "" : "'" + no_decay.front() + "'");
-}
-
-std::vector<Trained> trained_parameters(const nn::Decoder& decoder, const FitOptions& options) {
-  check_decoder(decoder, options.no_decay);
-  std::vector<Trained> trained;
-  for (const auto& parameter : decoder.parameters()) {
-    if (parameter.value->requires_grad()) {
-      const std::string& name = parameter.spec.name;
-      require<ValueError>(parameter.value->is_leaf(), kFunction,
-                          "parameter '" + name + "' must be a leaf", "a computed tensor");
-      trained.push_back(
-          {name, *parameter.value, decays(name, options.no_decay) ? options.weight_decay : 0.0});
-    }
-  }
-  require<ValueError>(!trained.empty(), kFunction, "a parameter that requires a gradient", "none");
-  const at::ScalarType type = trained.front().value.scalar_type();
-  require<ValueError>(!options.computes_in_bfloat16 || type == at::kFloat, kFunction,
-                      "precision bfloat16 needs parameters in float32", at::toString(type));
-  return trained;
-}
-
-std::vector<std::string> frozen_names(const nn::Decoder& decoder) {
-  std::vector<std::string> names;
-  for (const auto& parameter : decoder.parameters()) {
-    if (!parameter.value->requires_grad()) {
-      names.push_back(parameter.spec.name);
-    }
-  }
-  return names;
-}
-
-// What must not change between the parts of a run.
+// What must not change between the parts of a run. The number of processes may.
 Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
-  const auto& [schedule, optimizer, decay, no_decay, clip_norm, is_half, accumulate, out, every,
-               keep, resumes, seed] = options;
+  const Schedule& schedule = options.schedule;
+  const OptimizerOptions& optimizer = options.optimizer;
   return {
       {"schedule", name_of(schedule.kind)},
       {"learning_rate", schedule.learning_rate},
@@ -105,12 +50,12 @@ Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
       {"betas", {optimizer.beta1, optimizer.beta2}},
       {"eps", optimizer.eps},
       {"momentum", optimizer.momentum},
-      {"weight_decay", decay},
-      {"no_decay", no_decay},
-      {"clip_norm", std::isfinite(clip_norm) ? Json(clip_norm) : Json(nullptr)},
-      {"precision", is_half ? Json("bfloat16") : Json(nullptr)},
-      {"accumulate", accumulate},
-      {"seed", seed},
+      {"weight_decay", options.weight_decay},
+      {"no_decay", options.no_decay},
+      {"clip_norm", std::isfinite(options.clip_norm) ? Json(options.clip_norm) : Json(nullptr)},
+      {"precision", options.computes_in_bfloat16 ? Json("bfloat16") : Json(nullptr)},
+      {"accumulate", options.accumulate},
+      {"seed", options.seed},
       {"frozen parameters", frozen_names(decoder)},
       // A constant rate does not depend on the number of steps: such a run may be prolonged.
       {"steps", schedule.kind == ScheduleKind::kConstant ? Json(nullptr) : Json(schedule.steps)}};
@@ -127,284 +72,283 @@ void check_settings(const std::string& path, const Json& saved, const Json& want
   }
 }
 
-bool is_finite(const at::Tensor& x) { return at::isfinite(x).all().item<bool>(); }
-
-// The first parameter, else the first layer's input, that is not finite.
-std::string first_bad_tensor(nn::Decoder& decoder, const at::Tensor& batch) {
+// What must be the same in all processes.
+Json arguments_of(const FitOptions& options, const nn::Decoder& decoder) {
+  Json arguments = settings_of(options, decoder);
+  arguments["steps"] = options.schedule.steps;
+  arguments["checkpoint_every"] = options.checkpoint_every;
+  arguments["shard_optimizer"] = options.shards_optimizer;
+  Json& model = arguments["model"];
   for (const auto& parameter : decoder.parameters()) {
-    if (!is_finite(*parameter.value)) {
-      return "parameter '" + parameter.spec.name + "'";
-    }
+    model.push_back({parameter.spec.name, parameter.value->sizes().vec(),
+                     at::toString(parameter.value->scalar_type())});
   }
-  const at::NoGradGuard no_grad;
-  std::string bad = "the logits";
-  bool is_found = false;
-  const std::int64_t hook =
-      decoder.add_linear_hook([&](const std::string& name, const at::Tensor& x) {
-        if (!is_found && !is_finite(x)) {
-          is_found = true;
-          bad = "the input of '" + name + "'";
-        }
-      });
-  decoder.forward(batch.narrow(1, 0, batch.size(1) - 1));
-  decoder.remove_linear_hook(hook);
-  return bad;
+  return arguments;
 }
 
-// While this lives, the decoder computes with bfloat16 copies of its parameters, through which
-// gradients flow to the parameters.
-class HalfParameters {
- public:
-  explicit HalfParameters(const nn::Decoder& decoder) : decoder_(decoder) {
-    for (const auto& parameter : decoder_.parameters()) {
-      own_.push_back(*parameter.value);
-      *parameter.value = parameter.value->to(at::kBFloat16);
-    }
-  }
-  ~HalfParameters() {
-    for (std::size_t i = 0; i < own_.size(); ++i) {
-      *decoder_.parameters()[i].value = own_[i];
-    }
-  }
-  HalfParameters(const HalfParameters&) = delete;
-  HalfParameters& operator=(const HalfParameters&) = delete;
+// The newest checkpoint's step, or one of these.
+constexpr double kNoCheckpoint = -1.0;
+constexpr double kNoDirectory = -2.0;
 
- private:
-  const nn::Decoder& decoder_;
-  std::vector<at::Tensor> own_;
+// What a run begins with; the tensors are in the first process alone.
+struct Beginning {
+  std::vector<StepRecord> records{};
+  std::optional<std::string> data{};  // where they stand
+  SavedTensors tensors{};
+
+  std::string text() const {
+    Json steps = Json::array();
+    for (const StepRecord& record : records) {
+      steps.push_back({record.loss, record.grad_norm, record.learning_rate});
+    }
+    return Json{{"steps", steps}, {"data", data ? Json(*data) : Json(nullptr)}}.dump();
+  }
+
+  void read(const std::string& text) {
+    const Json value = Json::parse(text);
+    records.clear();
+    for (const Json& one : value["steps"]) {
+      records.push_back({static_cast<std::int64_t>(records.size()), one[0], one[1], one[2]});
+    }
+    data = value["data"].is_null() ? std::nullopt : std::optional<std::string>(value["data"]);
+  }
 };
 
 class Run {
  public:
-  Run(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks)
+  Run(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks,
+      const Agreement& agreement)
       : model_(model),
         options_(options),
         callbacks_(callbacks),
-        trained_(trained_parameters(*model.decoder, options)),
-        optimizer_(make_optimizer(trained_, options.optimizer)) {}
+        agreement_(agreement),
+        stepper_(model, options, callbacks, agreement) {}
 
   History operator()() {
-    History history;
-    if (!options_.out.empty()) {
-      resume(history);
-    }
-    history.num_resumed = static_cast<std::int64_t>(history.records.size());
-    std::int64_t saved = history.num_resumed;  // the step of the newest checkpoint
-    for (std::int64_t step = saved; step < options_.schedule.steps; ++step) {
-      history.records.push_back(one_step(step));
-      history.is_complete = report(history.records.back());
+    check_same_arguments();
+    begin();
+    history_.num_resumed = num_done();
+    while (num_done() < options_.schedule.steps && history_.is_complete) {
+      const std::int64_t step = num_done();
+      history_.records.push_back(stepper_(step, std::exchange(first_batch_, {})));
+      report(history_.records.back());
       const bool is_due =
           options_.checkpoint_every > 0 && (step + 1) % options_.checkpoint_every == 0;
-      if (is_due || !history.is_complete) {
-        save(step + 1);
-        saved = step + 1;
-      }
-      if (!history.is_complete) {
-        break;
+      if (is_due || !history_.is_complete) {
+        save();
       }
     }
-    const auto num_done = static_cast<std::int64_t>(history.records.size());
-    if (saved < num_done) {
-      save(num_done);
+    if (saved_ < num_done()) {
+      save();
     }
-    return history;
+    return history_;
+  }
+
+  // Where a process is lost: keeps what is whole, and says so.
+  std::string keep_last_step() {
+    std::string what = "after " + std::to_string(num_done()) + " steps";
+    const bool is_whole =
+        directory_ != nullptr && num_written_ == num_done() && !options_.shards_optimizer;
+    if (is_whole && saved_ < num_done()) {
+      try {
+        stepper_.check_parameters(num_done() - 1);
+        write(stepper_.state());
+      } catch (const std::exception& error) {
+        return what + " (without a checkpoint of them: " + error.what() + ")";
+      }
+    }
+    return what;
   }
 
  private:
-  // Writes the step down, then asks whether to go on.
-  bool report(const StepRecord& record) {
-    if (directory_) {
-      directory_->append(record);
-    }
-    const StepReply reply = callbacks_.on_step ? callbacks_.on_step(record) : StepReply();
-    if (directory_ && !reply.measures.empty()) {
-      directory_->append_measures(record.step, reply.measures);
-    }
-    return reply.goes_on;
+  std::int64_t num_done() const { return static_cast<std::int64_t>(history_.records.size()); }
+
+  // Does the work in the first process alone; the others hear of its errors.
+  void first_does(const std::function<void()>& work) const {
+    agreement_.together([&] {
+      if (directory_) {
+        work();
+      }
+      return 0.0;
+    });
   }
 
-  Json settings() const { return settings_of(options_, *model_.decoder); }
-
-  void resume(History& history) {
-    RunDirectory& directory = directory_.emplace(options_.out);
-    directory.check_metrics();
-    const auto steps = options_.resumes ? directory.checkpoints() : std::vector<std::int64_t>();
-    const std::int64_t step = steps.empty() ? 0 : steps.back();
-    if (steps.empty() && options_.schedule.steps > 0) {
-      first_batch_ = batch_of(0);  // refused before anything is removed
+  void check_same_arguments() const {
+    if (agreement_.is_alone()) {
+      return;
     }
+    const Json own = arguments_of(options_, *model_.decoder);
+    const Json first = Json::parse(agreement_.text_of_first(own.dump()));
+    agreement_.together([&] {
+      for (const auto& [key, value] : own.items()) {
+        require<ValueError>(first.contains(key) && first[key] == value, kFunction,
+                            key + " must be the same in all processes",
+                            "another one in process " + std::to_string(agreement_.rank()));
+      }
+      return 0.0;
+    });
+  }
+
+  double open_directory() {
+    if (!agreement_.is_first() || options_.out.empty()) {
+      return kNoDirectory;
+    }
+    directory_ = std::make_unique<RunDirectory>(options_.out);
+    directory_->check_metrics();
+    const auto steps = options_.resumes ? directory_->checkpoints() : std::vector<std::int64_t>();
+    return steps.empty() ? kNoCheckpoint : static_cast<double>(steps.back());
+  }
+
+  void begin() {
+    const double newest = agreement_.together([&] { return open_directory(); });
+    has_directory_ = newest != kNoDirectory;
+    if (newest == kNoCheckpoint && options_.schedule.steps > 0) {
+      agreement_.together([&] {
+        first_batch_ = stepper_.batch_of(0);  // refused before anything is removed
+        return 0.0;
+      });
+    }
+    Beginning beginning;
+    first_does([&] { load(newest, beginning); });
+    if (has_directory_ && !agreement_.is_alone()) {
+      beginning.read(agreement_.text_of_first(beginning.text()));
+    }
+    if (newest >= 0.0) {
+      restore(beginning);
+    }
+    history_.records = std::move(beginning.records);
+    stepper_.copy_parameters_of_first();
+    saved_ = num_written_ = num_done();
+    first_does([&] { directory_->open_metrics(num_done()); });
+  }
+
+  void load(double newest, Beginning& beginning) {
     if (!options_.resumes) {
-      directory.clear();
+      directory_->clear();
     }
-    history.records = directory.metrics(step);
-    if (!steps.empty()) {
-      restore(directory, step);
+    const auto step = static_cast<std::int64_t>(std::max(newest, 0.0));
+    beginning.records = directory_->metrics(step);
+    if (newest < 0.0) {
+      return;
     }
-    directory.open_metrics(step);
-  }
-
-  void restore(const RunDirectory& directory, std::int64_t step) {
-    const Json training = directory.training(step);
+    const Json training = directory_->training(step);
     check_settings(options_.out, training.value("settings", Json()), settings());
     require<ValueError>(
         step <= options_.schedule.steps, kFunction,
         "steps of at least the " + std::to_string(step) + " that " + options_.out + " has",
         std::to_string(options_.schedule.steps));
-    if (!callbacks_.load_data_state || !training.contains("data")) {
-      directory.restore(step, model_, *optimizer_);
-      return;
+    if (callbacks_.load_data_state && training.contains("data")) {
+      require<ValueError>(training["data"].is_string(), options_.out.c_str(),
+                          "a checkpoint with the state of the data as a text",
+                          training["data"].dump().substr(0, 80));
+      beginning.data = training["data"];
     }
-    require<ValueError>(training["data"].is_string(), options_.out.c_str(),
-                        "a checkpoint with the state of the data as a text",
-                        training["data"].dump().substr(0, 80));
-    const std::string before = callbacks_.data_state();
-    callbacks_.load_data_state(training["data"]);
+    beginning.tensors = directory_->read(step, model_);
+  }
+
+  void restore(const Beginning& beginning) {
+    std::string before;
+    if (beginning.data) {
+      agreement_.together([&] {
+        before = callbacks_.data_state();
+        callbacks_.load_data_state(*beginning.data);
+        return 0.0;
+      });
+    }
     try {
-      directory.restore(step, model_, *optimizer_);
+      stepper_.load_state(beginning.tensors.state);
     } catch (...) {
-      callbacks_.load_data_state(before);
+      if (beginning.data) {
+        callbacks_.load_data_state(before);
+      }
       throw;
     }
-  }
-
-  // Of the state before `step`, which is a good one.
-  void save(std::int64_t step) {
-    check_parameters(step - 1);
     if (directory_) {
-      Json training = {{"step", step}, {"settings", settings()}};
-      if (callbacks_.data_state) {
-        training["data"] = callbacks_.data_state();
+      beginning.tensors.put_into(*model_.decoder);
+    }
+  }
+
+  // Writes the step down, then asks whether to go on.
+  void report(const StepRecord& record) {
+    const double answer = agreement_.together([&] {
+      if (directory_) {
+        directory_->append(record);
+        num_written_ = num_done();
       }
-      directory_->save(step, model_, *optimizer_, training, options_.keep);
-    }
-  }
-
-  void check_parameters(std::int64_t step) const {
-    for (const Trained& parameter : trained_) {
-      if (!is_finite(parameter.value)) {
-        throw ValueError(std::string(kFunction) + ": step " + std::to_string(step) +
-                         ": parameters must be finite; '" + parameter.name +
-                         "' is the first that is not");
+      const StepReply reply = callbacks_.on_step ? callbacks_.on_step(record) : StepReply();
+      if (directory_ && !reply.measures.empty()) {
+        directory_->append_measures(record.step, reply.measures);
       }
-    }
-  }
-
-  // The batch of a step, checked. Autograd keeps it, which it does not do in inference mode.
-  at::Tensor batch_of(std::int64_t step) const {
-    const at::Tensor given = callbacks_.batch(step);
-    check_batch(given, step);
-    const at::Tensor batch = given.to(trained_.front().value.device());
-    return batch.is_inference() ? batch.clone() : batch;
-  }
-
-  StepRecord one_step(std::int64_t step) {
-    const at::Tensor batch = first_batch_.defined() ? first_batch_ : batch_of(step);
-    first_batch_.reset();
-    StepRecord record;
-    record.step = step;
-    record.learning_rate = learning_rate(options_.schedule, step);
-    record.loss = accumulate_gradients(batch, step);
-    std::vector<at::Tensor> gradients;
-    for (const Trained& parameter : trained_) {
-      if (parameter.value.grad().defined()) {
-        gradients.push_back(parameter.value.grad());
+      if (directory_ && !agreement_.is_alone()) {
+        data_state_ = data_state();  // later it may be that of a step that is never done
       }
-    }
-    record.grad_norm = clip_gradients(gradients, options_.clip_norm);
-    if (!std::isfinite(record.grad_norm)) {
-      refuse_gradients(step);
-    }
-    optimizer_->step(record.learning_rate);
-    clear_gradients();
-    return record;
+      return reply.is_interrupted ? 2.0 : reply.goes_on ? 0.0 : 1.0;
+    });
+    history_.is_complete = answer == 0.0;
+    history_.is_interrupted = answer == 2.0;
   }
 
-  // The last tokens of the rows are never read by the decoder, which would check them.
-  void check_batch(const at::Tensor& batch, std::int64_t step) const {
-    const std::string source = "data(" + std::to_string(step) + ") must ";
-    const bool is_shaped = batch.defined() && batch.dim() == 2 && batch.size(0) >= 1;
-    require<ValueError>(is_shaped && batch.size(1) >= 2, kFunction,
-                        source + "return [B, T + 1] with B, T >= 1",
-                        batch.defined() ? c10::str(batch.sizes()) : "nothing");
-    const nn::DecoderConfig& config = model_.decoder->config();
-    require<ValueError>(batch.size(1) - 1 <= config.max_positions, kFunction,
-                        source + "return at most max_position_embeddings + 1 (" +
-                            std::to_string(config.max_positions + 1) + ") tokens a row",
-                        std::to_string(batch.size(1)));
-    const auto [low, high] = at::aminmax(batch.cpu());
-    const auto id = (low.item<std::int64_t>() < 0 ? low : high).item<std::int64_t>();
-    require<ValueError>(id >= 0 && id < config.vocab_size, kFunction,
-                        source + "return tokens in 0..vocab_size - 1 (" +
-                            std::to_string(config.vocab_size - 1) + ")",
-                        std::to_string(id));
-    require<ValueError>(
-        batch.size(0) % options_.accumulate == 0, kFunction,
-        "accumulate must divide the batch's rows (" + std::to_string(batch.size(0)) + ")",
-        std::to_string(options_.accumulate));
+  Json settings() const { return settings_of(options_, *model_.decoder); }
+
+  std::optional<std::string> data_state() const {
+    return callbacks_.data_state ? std::optional(callbacks_.data_state()) : std::nullopt;
   }
 
-  // Sets the gradients of the mean over the batch; returns that mean.
-  double accumulate_gradients(const at::Tensor& batch, std::int64_t step) {
-    const std::int64_t parts = options_.accumulate;
-    clear_gradients();
-    const at::AutoGradMode with_gradients(true);
-    double sum = 0.0;
-    for (const at::Tensor& part : batch.chunk(parts, 0)) {
-      const std::optional<HalfParameters> half = in_half();
-      const at::Tensor loss = next_token_loss(*model_.decoder, part);
-      const auto value = loss.item<double>();
-      if (!std::isfinite(value)) {
-        clear_gradients();
-        throw ValueError(std::string(kFunction) + ": step " + std::to_string(step) +
-                         ": the loss must be finite, got " + number_text(value) + "; " +
-                         first_bad_tensor(*model_.decoder, part) + " is the first that is not");
-      }
-      sum += value;
-      (parts == 1 ? loss : loss.div(static_cast<double>(parts))).backward();
+  // Of the state after the last step, which is a good one.
+  void save() {
+    agreement_.together([&] {
+      stepper_.check_parameters(num_done() - 1);
+      return 0.0;
+    });
+    if (has_directory_) {
+      const NamedState state = stepper_.state();
+      first_does([&] {
+        data_state_ = data_state();
+        write(state);
+      });
     }
-    return sum / static_cast<double>(parts);
+    saved_ = num_done();
   }
 
-  std::optional<HalfParameters> in_half() const {
-    return options_.computes_in_bfloat16
-               ? std::optional<HalfParameters>(std::in_place, *model_.decoder)
-               : std::nullopt;
-  }
-
-  [[noreturn]] void refuse_gradients(std::int64_t step) {
-    std::string name = "their norm overflows";
-    for (const Trained& parameter : trained_) {
-      const at::Tensor& grad = parameter.value.grad();
-      if (grad.defined() && !is_finite(grad)) {
-        name = "that of '" + parameter.name + "' is the first that is not";
-        break;
-      }
+  void write(const NamedState& state) {
+    Json training = {{"step", num_done()}, {"settings", settings()}};
+    if (data_state_) {
+      training["data"] = *data_state_;
     }
-    clear_gradients();
-    throw ValueError(std::string(kFunction) + ": step " + std::to_string(step) +
-                     ": gradients must be finite; " + name);
-  }
-
-  void clear_gradients() {
-    for (Trained& parameter : trained_) {
-      parameter.value.mutable_grad().reset();
-    }
+    directory_->save(num_done(), model_, state, training, options_.keep);
+    saved_ = num_done();
   }
 
   nn::HfDecoder& model_;
   const FitOptions& options_;
   const FitCallbacks& callbacks_;
-  std::vector<Trained> trained_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::optional<RunDirectory> directory_;
+  const Agreement& agreement_;
+  Stepper stepper_;
+  std::unique_ptr<RunDirectory> directory_{};  // of the first process
+  bool has_directory_ = false;                 // of the run
+  History history_{};
   at::Tensor first_batch_{};  // of step 0, until it is taken
+  std::optional<std::string> data_state_{};
+  std::int64_t num_written_ = 0;  // steps in metrics.jsonl
+  std::int64_t saved_ = 0;        // the step of the newest checkpoint
 };
 
 }  // namespace
 
 History fit(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks) {
-  check_options(options, callbacks);
-  return Run(model, options, callbacks)();
+  const Agreement agreement(options.processes, model.decoder->parameters().front().value->device());
+  std::unique_ptr<Run> run;
+  try {
+    agreement.together([&] {
+      check_options(options, callbacks);
+      run = std::make_unique<Run>(model, options, callbacks, agreement);
+      return 0.0;
+    });
+    return (*run)();
+  } catch (const LostProcess& lost) {
+    throw LostProcess(c10::str(kFunction, ": ", run ? run->keep_last_step() : "at the start",
+                               ": another process has ended or does not answer: ", lost.what()));
+  }
 }
 
 }  // namespace paperlab::train

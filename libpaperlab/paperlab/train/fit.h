@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "paperlab/core/export.h"
 #include "paperlab/nn/load.h"
 #include "paperlab/train/optimizer.h"
+#include "paperlab/train/processes.h"
 #include "paperlab/train/run_directory.h"
 #include "paperlab/train/schedule.h"
 
@@ -33,18 +35,23 @@ struct FitOptions {
   std::int64_t keep = 2;              ///< So many newest checkpoints stay; >= 1.
   bool resumes = true;     ///< From the newest checkpoint; else what the run has is removed.
   std::uint64_t seed = 0;  ///< Kept with the checkpoints.
+  /// Several train together, each on its rows of the global batch; null: one. The first has `out`.
+  std::shared_ptr<Processes> processes{};
+  bool shards_optimizer = false;           ///< Each process keeps a part of the optimizer's state.
+  std::int64_t bucket_bytes = 8LL << 20U;  ///< Of the gradients that are added up at once; >= 1.
 };
 
 /// What on_step answers.
 struct StepReply {
-  bool goes_on = true;  ///< false: a checkpoint is written and the run ends.
-  Scalars measures{};   ///< Of this step, for the event file.
+  bool goes_on = true;          ///< false: a checkpoint is written and the run ends.
+  Scalars measures{};           ///< Of this step, for the event file.
+  bool is_interrupted = false;  ///< As goes_on = false, and the history says so.
 };
 
 struct FitCallbacks {
   /// The global batch of a step, [B, T + 1] int64. Steps ascend by one.
   std::function<at::Tensor(std::int64_t step)> batch;
-  /// After each step.
+  /// After each step, in each process; one that does not go on ends all.
   std::function<StepReply(const StepRecord& record)> on_step{};
   /// Where the data stand, as text (UTF-8) that is kept with each checkpoint. Both or none are
   /// given: none for data that are a function of the step alone.
@@ -57,10 +64,16 @@ struct History {
   std::vector<StepRecord> records;  ///< Of all steps so far, resumed ones included.
   std::int64_t num_resumed = 0;     ///< How many of them this run found done.
   bool is_complete = true;          ///< false: on_step ended it.
+  bool is_interrupted = false;      ///< An interruption, in any of the processes, did.
 };
 
 /// Trains the decoder's parameters in place by the mean cross-entropy of the next token. The same
-/// bits from run to run at one number of threads, and after any interruption.
+/// bits from run to run at one number of threads (and processes), and after any interruption.
+///
+/// Several processes give the same arguments (`out` and on_step may differ) and the same batches;
+/// each computes rank * B / size .. (rank + 1) * B / size of the rows, begins with the first one's
+/// parameters and ends with its history. n processes add up what one with n times `accumulate`
+/// does, in another order where n > 2.
 /// \throws ValueError  before any work, with model and directory as they were, if an option or the
 ///                     first batch is not as above, in inference mode, or if the directory holds a
 ///                     run with other settings or other files of these names; in step n if the loss
@@ -68,6 +81,10 @@ struct History {
 ///                     parameters are those before the step); before a checkpoint, and at the end,
 ///                     if a parameter is not finite. What was saved stays.
 /// \throws IoError     if another run has the directory, or the system refuses.
+/// \throws LostProcess  if another process has ended or does not answer. The first has then
+///                      written a checkpoint of the last whole step, unless the optimizer is
+///                      sharded. Any other exception of one process ends all: see
+///                      Agreement::fail().
 PAPERLAB_API History fit(nn::HfDecoder& model, const FitOptions& options,
                          const FitCallbacks& callbacks);
 

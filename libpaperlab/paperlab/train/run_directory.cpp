@@ -21,7 +21,6 @@
 #include "paperlab/io/checkpoint.h"
 #include "paperlab/io/safetensors.h"
 #include "paperlab/nn/hf_config.h"
-#include "paperlab/nn/weights.h"
 
 namespace paperlab::train {
 namespace {
@@ -201,6 +200,14 @@ nn::NamedTensors saved_values(const std::string& path, const nn::HfDecoder& mode
 
 }  // namespace
 
+void SavedTensors::put_into(const nn::Decoder& decoder) const {
+  const at::NoGradGuard no_grad;
+  const auto& into = decoder.parameters();
+  for (std::size_t i = 0; i < into.size(); ++i) {
+    into[i].value->copy_(values[i].second);
+  }
+}
+
 RunDirectory::RunDirectory(std::string path)
     : path_(std::move(path)), metrics_(nullptr, std::fclose) {
   std::error_code error;
@@ -280,20 +287,14 @@ Json RunDirectory::training(std::int64_t step) const {
   return training;
 }
 
-void RunDirectory::restore(std::int64_t step, const nn::HfDecoder& model,
-                           Optimizer& optimizer) const {
-  const at::NoGradGuard no_grad;
+SavedTensors RunDirectory::read(std::int64_t step, const nn::HfDecoder& model) const {
   const std::string path = checkpoint_path(step);
   check_same_settings(path, nn::read_hf_files(path).config, model.directory.config);
-  const nn::NamedTensors saved = saved_values(path, model);
-  optimizer.load_state(read_state(path + "/optimizer.safetensors"));
-  const auto& into = model.decoder->parameters();
-  for (std::size_t i = 0; i < into.size(); ++i) {
-    into[i].value->copy_(saved[i].second);
-  }
+  nn::NamedTensors values = saved_values(path, model);
+  return {std::move(values), read_state(path + "/optimizer.safetensors")};
 }
 
-void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const Optimizer& optimizer,
+void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const NamedState& state,
                         const Json& training, std::int64_t keep) {
   const std::string path = checkpoint_path(step);
   const std::string temporary = path + kTemporary;
@@ -302,7 +303,7 @@ void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const Opt
   remove_all(temporary);
   try {
     nn::save(model, temporary);
-    write_state(temporary + "/optimizer.safetensors", optimizer.state());
+    write_state(temporary + "/optimizer.safetensors", state);
     write_json(temporary + "/training.json", training);
     if (metrics_ != nullptr && fsync(fileno(metrics_.get())) != 0) {
       fail(metrics_path(), errno);

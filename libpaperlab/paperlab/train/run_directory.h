@@ -12,6 +12,7 @@
 #include "paperlab/core/export.h"
 #include "paperlab/core/json.h"
 #include "paperlab/nn/load.h"
+#include "paperlab/nn/weights.h"
 #include "paperlab/train/event_file.h"
 #include "paperlab/train/optimizer.h"
 
@@ -25,6 +26,15 @@ struct StepRecord {
   double learning_rate = 0.0;
 
   bool operator==(const StepRecord&) const = default;
+};
+
+/// What a checkpoint holds besides its settings.
+struct SavedTensors {
+  nn::NamedTensors values{};  ///< In the order of the decoder's parameters.
+  NamedState state{};         ///< Of the optimizer.
+
+  /// Copies the values into the parameters.
+  PAPERLAB_API void put_into(const nn::Decoder& decoder) const;
 };
 
 /// DIR/metrics.jsonl, DIR/events.out.tfevents.* and DIR/checkpoint-NNNNNNNN, each a Hugging Face
@@ -48,14 +58,13 @@ class PAPERLAB_API RunDirectory {
   /// \throws IoError, ValueError  as read_json(), and if it is no object or of another step.
   Json training(std::int64_t step) const;
 
-  /// Copies a checkpoint's values into the decoder and the optimizer.
-  /// \throws IoError, ValueError  if a file is missing, malformed or of another model; the decoder
-  ///                              is then as before.
-  void restore(std::int64_t step, const nn::HfDecoder& model, Optimizer& optimizer) const;
+  /// A checkpoint's values, one for each parameter of the decoder, and the optimizer's state.
+  /// \throws IoError, ValueError  if a file is missing, malformed or of another model.
+  SavedTensors read(std::int64_t step, const nn::HfDecoder& model) const;
 
   /// Writes a checkpoint under a temporary name, renames it, and removes all but the newest `keep`.
   /// \throws IoError  if the system refuses; earlier checkpoints stay.
-  void save(std::int64_t step, const nn::HfDecoder& model, const Optimizer& optimizer,
+  void save(std::int64_t step, const nn::HfDecoder& model, const NamedState& state,
             const Json& training, std::int64_t keep);
 
   /// Removes metrics, events and checkpoints.

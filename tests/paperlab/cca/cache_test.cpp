@@ -14,6 +14,7 @@
 
 #include "paperlab/cca/attention.h"
 #include "paperlab/core/error.h"
+#include "tests/support/limited_memory.h"
 
 namespace paperlab::cca {
 namespace {
@@ -103,6 +104,41 @@ TEST(CcaCacheTest, TheLastCallCanBeUndone) {
         const at::Tensor out = prefill(cache, all.part(first, count));
         ASSERT_TRUE(out.allclose(wanted.narrow(2, first, count))) << first;
         first += count;
+      }
+    }
+  }
+}
+
+// Calls that stay in the cache's memory, that need more, and that are longer than it; each of them
+// without memory at every place where it asks for some.
+TEST(CcaCacheTest, ACallWithoutMemoryChangesNothing) {
+  const Inputs all = random_inputs(2, 400);
+  const at::Tensor wanted = attention(all.query, all.key, all.value, small()).out;
+  for (const bool is_long_before : {false, true}) {
+    for (const std::int64_t count : {1, 40, 90}) {
+      const std::int64_t before = is_long_before ? 100 : 30;
+      bool is_refused = true;
+      for (std::int64_t allowed = 0; is_refused; ++allowed) {
+        KvCache cache(small(), /*is_revertible=*/true);
+        prefill(cache, all.part(0, before));
+        prefill(cache, all.part(before, before));
+        const Inputs next = all.part(2 * before, count);
+        refuse_allocation(allowed, kDeviceMemoryError);
+        try {
+          prefill(cache, next);
+          is_refused = false;
+        } catch (const c10::OutOfMemoryError&) {
+          EXPECT_EQ(cache.length(), 2 * before);
+        }
+        refuse_allocation(-1, kDeviceMemoryError);
+        if (is_refused && allowed % 2 == 0) {  // the call before can still be undone
+          cache.truncate(before);
+          prefill(cache, all.part(before, before));
+        }
+        const std::int64_t first = cache.length();
+        const at::Tensor out = prefill(cache, all.part(first, count));
+        ASSERT_TRUE(out.allclose(wanted.narrow(2, first, count)))
+            << is_long_before << " " << count << " " << allowed;
       }
     }
   }

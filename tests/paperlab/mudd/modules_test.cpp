@@ -8,6 +8,8 @@
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "paperlab/core/error.h"
 
 namespace paperlab::mudd {
@@ -50,6 +52,34 @@ TEST(MuddModulesTest, ParametersGetGradients) {
     EXPECT_EQ(value.grad().count_nonzero().item<std::int64_t>() > 0, name != "generator.w1.weight")
         << name;
   }
+}
+
+TEST(MuddModulesTest, AListOfStatesIsTheirTensor) {
+  const DepthAggregate aggregate(6, 3, 2, {}, at::kDouble);
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, value] : aggregate.named_parameters()) {
+    value.normal_();
+  }
+  const at::Tensor states = at::randn({3, 2, 5, 6}, at::kDouble);
+  EXPECT_TRUE(aggregate.forward(states.unbind(0)).equal(aggregate.forward(states)));
+  const at::Tensor weights = at::randn({2, 2, 5, 3}, at::kDouble);
+  EXPECT_TRUE(depth_aggregate(states.unbind(0), weights).equal(depth_aggregate(states, weights)));
+}
+
+// By the module, before the generator has worked.
+TEST(MuddModulesTest, TheNumberOfStatesIsComparedFirst) {
+  const DepthAggregate aggregate(4, 2);
+  const at::Tensor state = at::zeros({1, 1, 4});
+  const std::vector<std::vector<at::Tensor>> lists = {{}, {state}, {state, state, state}};
+  for (const std::vector<at::Tensor>& states : lists) {
+    try {
+      aggregate.forward(states);
+      ADD_FAILURE() << states.size();
+    } catch (const c10::ValueError& error) {
+      EXPECT_EQ(error.msg().find("mudd::DepthAggregate: states must be 2"), 0) << error.msg();
+    }
+  }
+  EXPECT_THROW(aggregate.forward(at::zeros({3, 1, 1, 4})), c10::ValueError);
 }
 
 TEST(MuddModulesTest, WhatDoesNotFitIsRefused) {

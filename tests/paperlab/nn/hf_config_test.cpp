@@ -208,8 +208,9 @@ TEST(HfConfigTest, TokenIdsAreThoseOfTheGenerationConfigIfThereIsOne) {
 }
 
 TEST(HfConfigTest, OtherModelsAreRefusedWithTheListOfTheKnown) {
-  const std::string types = "one of llama, mistral, qwen2, qwen3, gpt_neox, got ";
-  expect_refused(with(llama(), R"({"model_type": "gemma"})"), "'model_type' must be " + types);
+  const std::string types =
+      "one of llama, mistral, qwen2, qwen3, gpt_neox, gpt2, opt, gemma, gemma2, gemma3_text, got ";
+  expect_refused(with(llama(), R"({"model_type": "gemma3"})"), "'model_type' must be " + types);
   expect_refused(with(llama(), R"({"model_type": null})"), types + "nothing");
   expect_refused(llama(), "model_type", types, {7, nullptr, Json::array(), ""});
   expect_refused(llama(), "architectures", "[\"LlamaForCausalLM\"] for the model type 'llama', got",

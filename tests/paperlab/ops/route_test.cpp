@@ -71,6 +71,17 @@ TEST(CudaRouteTest, WithoutAKernelItIsLibTorch) {
   }
 }
 
+TEST(CudaRouteTest, BlocksThatDoNotFitAreLeftToLibTorch) {
+  for (const Backend wanted : {Backend::kAuto, Backend::kKernels}) {
+    const CudaRoute route = cuda_route(wanted, kOnAmpere, true, true, 86, /*fits=*/false);
+    EXPECT_EQ(route.route, Route::kTorch);
+    EXPECT_FALSE(route.is_refused);
+    EXPECT_TRUE(route.lacks_memory);
+    EXPECT_TRUE(cuda_route(wanted, kOnAmpere, true, true, 80).route == Route::kCuda);
+    EXPECT_FALSE(cuda_route(wanted, kOnAmpere, true, true, 75, /*fits=*/false).lacks_memory);
+  }
+}
+
 TEST(CudaRouteTest, OperatorsHaveOneRow) {
   for (const CudaKernel& kernel : kCudaKernels) {
     int count = 0;
@@ -174,6 +185,36 @@ void expect_refused(const char* message, F call) {
   }
 }
 
+// With kernels and without a GPU: what is wrong is named, in the error and in the notice.
+TEST(RouteTest, ADeviceThatCannotBeAskedIsRefusedWithTheReason) {
+  const std::string before =
+      "rms_norm: x must be on a GPU of sm_80 to sm_89 or sm_90 for the backend \"kernels\", got "
+      "cuda:0, which cannot be asked: ";
+  const at::Tensor x = on_cuda({2});
+  std::string problem;
+  try {
+    const ScopedBackend scoped(Backend::kKernels);
+    route_of("rms_norm", x);
+  } catch (const c10::ValueError& error) {
+    const std::string text = error.what_without_backtrace();
+    if (text.find("cannot be asked") != std::string::npos) {
+      ASSERT_EQ(text.substr(0, before.size()), before);
+      problem = text.substr(before.size());
+    }
+  }
+  if (problem.empty()) {
+    GTEST_SKIP() << "a build without kernels, or a GPU";
+  }
+  Warnings warnings;
+  const c10::WarningUtils::WarningHandlerGuard guard(&warnings);
+  const ScopedBackend scoped(Backend::kAuto);
+  EXPECT_EQ(route_of("swiglu", x), Route::kTorch);
+  ASSERT_EQ(warnings.texts.size(), 1U);
+  EXPECT_NE(warnings.texts[0].find("could not be asked for its architecture: " + problem),
+            std::string::npos)
+      << warnings.texts[0];
+}
+
 TEST(RouteTest, OtherDevicesAreRefusedByName) {
   const at::Tensor x = on_other({2, 4});
   const at::Tensor heads = on_other({1, 2, 3, 4});
@@ -183,7 +224,7 @@ TEST(RouteTest, OtherDevicesAreRefusedByName) {
   expect_refused("rms_norm: x", [&] { rms_norm(x, on_other({4})); });
   expect_refused("swiglu: gate", [&] { swiglu(x, x); });
   expect_refused("rope: x", [&] { rope(heads, table, table); });
-  expect_refused("linear: x", [&] { linear(x, x); });
+  expect_refused("linear: x", [&] { ops::linear(x, x); });
   expect_refused("attention: query", [&] { attention(heads, heads, heads); });
   expect_refused("even_pairs_loss: u",
                  [&] { even_pairs_loss(on_other({2}), on_other({2, 2}), 2.0); });

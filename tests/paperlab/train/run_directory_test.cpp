@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,11 +21,6 @@ namespace fs = std::filesystem;
 
 void write(const std::string& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
-}
-
-std::unique_ptr<Optimizer> no_state() {
-  at::Tensor value = at::zeros({1}).requires_grad_();
-  return make_optimizer({{"x", value, 0.0}}, {.kind = OptimizerKind::kSgd});
 }
 
 TEST(RunDirectory, HasOneOwner) {
@@ -76,7 +70,7 @@ TEST(RunDirectory, KeepsTheNewestAndIgnoresOthers) {
   run.open_metrics(0);
   const nn::HfDecoder model = small_model();
   for (const std::int64_t step : {1, 2, 10, 123456789}) {
-    run.save(step, model, *no_state(), {{"step", step}}, 2);
+    run.save(step, model, NamedState(), {{"step", step}}, 2);
   }
   EXPECT_EQ(run.checkpoints(), (std::vector<std::int64_t>{10, 123456789}));
   EXPECT_EQ(run.training(10)["step"], 10);
@@ -88,8 +82,8 @@ TEST(RunDirectory, RestoresEveryBit) {
   RunDirectory run(folder / "run");
   const nn::HfDecoder saved = small_model(1);
   nn::HfDecoder restored = small_model(2);
-  run.save(3, saved, *no_state(), {}, 1);
-  run.restore(3, restored, *no_state());
+  run.save(3, saved, NamedState(), {}, 1);
+  run.read(3, restored).put_into(*restored.decoder);
   const auto& from = saved.decoder->parameters();
   const auto& into = restored.decoder->parameters();
   for (std::size_t i = 0; i < from.size(); ++i) {
@@ -100,13 +94,13 @@ TEST(RunDirectory, RestoresEveryBit) {
 TEST(RunDirectory, RefusesAnotherModel) {
   const experiments::Scratch folder;
   RunDirectory run(folder / "run");
-  run.save(3, small_model(1), *no_state(), {}, 1);
+  run.save(3, small_model(1), NamedState(), {}, 1);
   const nn::HfDecoder doubles = small_model(1, at::kDouble);
-  EXPECT_THROW(run.restore(3, doubles, *no_state()), ValueError);
+  EXPECT_THROW(run.read(3, doubles), ValueError);
   const nn::HfDecoder wider = small_model(1, at::kFloat, {{"intermediate_size", 24}});
-  EXPECT_THROW(run.restore(3, wider, *no_state()), ValueError);
+  EXPECT_THROW(run.read(3, wider), ValueError);
   const nn::HfDecoder other = small_model(1, at::kFloat, {{"rms_norm_eps", 1e-3}});
-  EXPECT_THROW(run.restore(3, other, *no_state()), ValueError);
+  EXPECT_THROW(run.read(3, other), ValueError);
 }
 
 StepRecord record(std::int64_t step) {
@@ -175,7 +169,7 @@ TEST(RunDirectory, ClearRemovesItsOwnFilesAlone) {
   RunDirectory run(folder / "run");
   run.open_metrics(0);
   run.append(record(0));
-  run.save(1, small_model(), *no_state(), {}, 1);
+  run.save(1, small_model(), NamedState(), {}, 1);
   write(folder / "run/notes.txt", "mine");
   run.clear();
   std::vector<std::string> names;

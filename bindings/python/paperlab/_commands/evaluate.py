@@ -53,6 +53,9 @@ def _parser() -> _line.Parser:
         type=_line.choice_of("dtype", _line.DTYPES),
         help=f"{', '.join(_line.DTYPES)}; default: the files' own",
     )
+    parser.add_argument(
+        "--stream", action="store_true", help="weights stay in the file until they are used"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     return parser
 
@@ -85,7 +88,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     progress = Progress(sum(len(d.tokens) - 1 for domain in domains.values() for d in domain.texts))
 
     def work() -> _Measured:
-        model = nn.load(directory, dtype=options.dtype)
+        model = _model(options, directory)
         for domain in domains.values():
             domain.check_vocabulary(tokenizer, model.vocab_size)
         settings = _settings(options, model)
@@ -126,7 +129,15 @@ def _check_options(options: argparse.Namespace) -> None:
         )
 
 
-def _settings(options: argparse.Namespace, model: nn.Decoder) -> _result.Record:
+def _model(options: argparse.Namespace, directory: Path) -> nn.Decoder | evaluation.Streamed:
+    if options.stream:
+        return evaluation.streamed(directory, dtype=options.dtype)
+    return nn.as_decoder(nn.load(directory, dtype=options.dtype))
+
+
+def _settings(
+    options: argparse.Namespace, model: nn.Decoder | evaluation.Streamed
+) -> _result.Record:
     context = options.context or min(1024, model.max_positions)
     if context > model.max_positions:
         raise ValueError(
@@ -138,8 +149,14 @@ def _settings(options: argparse.Namespace, model: nn.Decoder) -> _result.Record:
         "context": context,
         "stride": options.stride or context,
         "buckets": options.buckets or default_edges(context),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(_dtype(model)).removeprefix("torch."),
     }
+
+
+def _dtype(model: nn.Decoder | evaluation.Streamed) -> torch.dtype:
+    if isinstance(model, evaluation.Streamed):
+        return model.dtype
+    return next(model.parameters()).dtype
 
 
 def default_edges(context: int) -> list[int]:
@@ -152,7 +169,11 @@ def default_edges(context: int) -> list[int]:
 
 
 def _score(
-    model: nn.Decoder, domain: _texts.Domain, context: int, stride: int, progress: Progress
+    model: nn.Decoder | evaluation.Streamed,
+    domain: _texts.Domain,
+    context: int,
+    stride: int,
+    progress: Progress,
 ) -> evaluation.Scores:
     """Document by document: one that the model cannot score stops the work."""
     parts = []

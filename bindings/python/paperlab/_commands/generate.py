@@ -93,7 +93,7 @@ def _generate(options: argparse.Namespace) -> None:
         raise ValueError("the prompt has no tokens")
 
     def work() -> None:
-        model = nn.load(directory, dtype=options.dtype)
+        model = nn.as_decoder(nn.load(directory, dtype=options.dtype))
         _tokenizer.check_vocabulary(tokenizer, model.vocab_size, ids)
         if options.attention == "cca":
             group_size = _GROUP_SIZE if options.group_size is None else options.group_size

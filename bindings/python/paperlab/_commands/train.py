@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +16,19 @@ import torch
 import paperlab
 from paperlab import _core, data, nn, train
 from paperlab import eval as evaluation
-from paperlab._commands import _line, _train_card, _train_config, _train_data
+from paperlab._commands import (
+    _line,
+    _train_card,
+    _train_config,
+    _train_data,
+    _train_files,
+    _train_processes,
+    _train_progress,
+)
 from paperlab._commands._line import UsageError
 from paperlab._commands._train_config import Config
 
 _SCHEMA = 1
-_PROBE_SIZE = 768  # of the matrices whose product is the roof: a tenth of a second on two cores
 
 
 def _parser() -> _line.Parser:
@@ -35,6 +41,9 @@ def _parser() -> _line.Parser:
     parser.add_argument(
         "--resume", type=_line.choice_of("value of --resume", ("auto", "never")), default="auto"
     )
+    parser.add_argument(
+        "--processes", metavar="N", type=_line.whole(1, 1024), default=1, help="of this machine"
+    )
     parser.add_argument("--print-config", action="store_true", help="print all values and end")
     return parser
 
@@ -45,15 +54,30 @@ def main(arguments: Sequence[str]) -> int:
     return _line.run("train", lambda: _train(options))
 
 
+def follow(arguments: Sequence[str]) -> int:
+    """Trains as one of the other processes of `--processes N`; returns the exit code."""
+    _train_processes.attach(arguments[:3])
+    options = _parser().parse(arguments[3:], "config")
+    config = _train_config.read(Path(options.config), options.set)
+    code = _line.run("train", lambda: _follow(options, config))
+    _train_processes.detach(code)
+    return code
+
+
 def _train(options: argparse.Namespace) -> None:
     config = _train_config.read(Path(options.config), options.set)
     if options.print_config:
         print(json.dumps(config, indent=2, ensure_ascii=False))
         return
+    _check_processes(options, config)
     out = Path(options.out or Path("results/train") / Path(options.config).stem)
     done = _read(out / "result.json", "config") if options.resume == "auto" else None
     if done is not None and done["config"] == config and _has_step(out, config):
         print(f"{out} is complete: {_summary(done)}")
+        return
+    if _train_processes.is_follower():
+        _train_processes.join()  # when the first has opened the texts
+        _follow(options, config)
         return
     texts = _train_data.open_texts(options.config, config, print)
     run = {"schema": _SCHEMA, "version": paperlab.__version__, "config": config}
@@ -69,9 +93,35 @@ def _train(options: argparse.Namespace) -> None:
             _core.set_tokenizer_files(model.core, _tokenizer_files(Path(folder), texts))
         result = work.execute()
         model.save_pretrained(out / "model")
-        _write(out / "model/README.md", _train_card.card(out, run, result))
-        _write(out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        _train_files.write(out / "model/README.md", _train_card.card(out, run, result))
+        _train_files.write(
+            out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        )
     print(f"{out / 'model'}: {_summary(result)}")
+
+
+def _check_processes(options: argparse.Namespace, config: Config) -> None:
+    if options.processes > 1 and _train_processes.size(1) > 1:
+        raise UsageError("--processes does not go with torchrun, which has started several")
+    count = _train_processes.size(options.processes)
+    training = config["training"]
+    if training["batch_size"] % (training["accumulate"] * count):
+        times = "" if count == 1 else f" times the {count} processes"
+        raise UsageError(
+            f"{options.config}: training.accumulate{times} must divide the batch's rows "
+            f"({training['batch_size']}), got {training['accumulate']}"
+        )
+
+
+def _follow(options: argparse.Namespace, config: Config) -> None:
+    """Trains with the first process, which reads and writes all files of the run."""
+    texts = _train_data.open_texts(options.config, config, lambda line: None)
+    model = _model(options.config, config, texts)
+    train.fit(model, texts.sampler, **_arguments_of_fit(config))
+
+
+def _arguments_of_fit(config: Config) -> Config:
+    return {key: value for key, value in config["training"].items() if key != "batch_size"}
 
 
 def _read(path: Path, *objects: str) -> Config | None:
@@ -144,22 +194,10 @@ def _tokenizer_files(folder: Path, texts: _train_data.Texts) -> list[str]:
     if path is None:
         path = folder / "tokenizer.json"
         content = _train_data.byte_tokenizer(texts.tokens.separator)
-        _write(path, json.dumps(content, ensure_ascii=False, indent=1))
+        _train_files.write(path, json.dumps(content, ensure_ascii=False, indent=1))
     settings = folder / "tokenizer_config.json"
-    _write(settings, json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
+    _train_files.write(settings, json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
     return [str(path), str(settings)]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _model(source: str, config: Config, texts: _train_data.Texts) -> nn.Decoder:
@@ -167,15 +205,16 @@ def _model(source: str, config: Config, texts: _train_data.Texts) -> nn.Decoder:
     options, tokens = config["model"], texts.tokens
     if options["from"] is not None:
         directory = _line.model_directory(options["from"])
-        model = nn.load(directory, dtype=options["dtype"])
+        model = nn.as_decoder(nn.load(directory, dtype=options["dtype"]))
     else:
         mark = tokens.separator
         defaults = {"vocab_size": tokens.vocab_size, "bos_token_id": None, "eos_token_id": mark}
         settings = defaults | options["config"]
         try:
-            model = nn.from_config(
+            made = nn.from_config(
                 settings, init=options["init"], seed=options["seed"], dtype=options["dtype"]
             )
+            model = nn.as_decoder(made)
         except ValueError as error:
             text = str(error).removeprefix("config: ")
             raise UsageError(f"{source}: model.config: {text}") from None
@@ -191,114 +230,6 @@ def _model(source: str, config: Config, texts: _train_data.Texts) -> nn.Decoder:
             f"{model.max_positions} positions"
         )
     return model
-
-
-def _flops_per_token(model: nn.Decoder, length: int) -> float:
-    """Forward and backward: 6 for each weight of a product, and causal attention over `length`."""
-    weights = dict(model.named_parameters())
-    head = model.tensor("head").numel()
-    linear = [
-        weights[f"{name}.weight"].numel() if f"{name}.weight" in weights else head
-        for name in model.linear_names()
-    ]
-    config = model.config
-    width: int = config["num_attention_heads"] * (
-        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    )
-    num_layers: int = config["num_hidden_layers"]
-    return 6.0 * sum(linear) + 6.0 * num_layers * width * length
-
-
-def _product_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a matrix product, the best of three."""
-    x = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        torch.mm(x, x)
-        seconds.append(time.perf_counter() - start)
-    return 2.0 * _PROBE_SIZE**3 / min(seconds[1:])
-
-
-class _Progress:
-    """A line on stdout for a step now and then: loss, speed, the time that is left."""
-
-    def __init__(self, steps: int, tokens: int, flops: float, roof: float, dtype: str) -> None:
-        self._steps, self._tokens, self._flops = steps, tokens, flops
-        self._roof, self._dtype = roof, dtype
-        self._start = self._last = time.perf_counter()
-        self._first: int | None = None
-        self._pause = 0.0
-        self._every = 2.0 if sys.stdout.isatty() else 10.0
-
-    def pause(self, seconds: float) -> None:
-        """Time that was not spent on steps."""
-        self._pause += seconds
-
-    def show(self, record: train.StepRecord) -> None:
-        """Prints a line if it is time for one."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first, self._start = record.step, now  # without the first step, which warms up
-        is_last = record.step + 1 == self._steps
-        if self._first < record.step and not is_last and now - self._last < self._every:
-            return
-        self._last = now
-        line = f"step {record.step + 1:,} of {self._steps:,}  loss {record.loss:.4f}"
-        count, seconds = record.step - self._first, now - self._start - self._pause
-        if count and seconds > 0:
-            line += self._speed(count / seconds, self._steps - record.step - 1)
-        print(line, flush=True)
-
-    def _speed(self, steps_a_second: float, steps_left: int) -> str:
-        left = int(steps_left / steps_a_second)
-        rate = steps_a_second * self._tokens
-        return (
-            f"  {rate:,.0f} tokens/s  {left // 60}:{left % 60:02} left  "
-            f"{rate * self._flops / 1e9:.1f} GFLOP/s by the model's size, "
-            f"{100 * rate * self._flops / self._roof:.0f} % of a {self._dtype} matrix product's"
-        )
-
-
-class _Evaluations:
-    """evaluations.jsonl: a line for each measurement, of the steps that count.
-
-    Raises ValueError naming file and line if an earlier run's are damaged. An unfinished last line
-    is that of a killed process and is dropped.
-    """
-
-    def __init__(self, path: Path, goes_on: bool) -> None:
-        self._path = path
-        self._lines: list[Config] = []
-        with contextlib.suppress(FileNotFoundError):
-            whole = path.read_bytes().split(b"\n")[:-1] if goes_on else []
-            self._lines = [self._parsed(i, line) for i, line in enumerate(whole, start=1)]
-
-    def _parsed(self, number: int, line: bytes) -> Config:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        is_right = isinstance(value, dict) and isinstance(value.get("domains"), dict)
-        if not is_right or not isinstance(value.get("steps"), int):
-            raise ValueError(f"'{self._path}': line {number}: not a measurement")
-        return dict(value)
-
-    def keep(self, steps: int) -> None:
-        """Drops those after so many steps."""
-        self._lines = [value for value in self._lines if value["steps"] <= steps]
-        if self._lines or self._path.exists():
-            _write(self._path, "".join(f"{json.dumps(value)}\n" for value in self._lines))
-
-    def after(self, steps: int) -> Config | None:
-        """The one after so many steps."""
-        return next((value for value in self._lines if value["steps"] == steps), None)
-
-    def append(self, value: Config) -> None:
-        """Writes one that is later than all others."""
-        self._lines.append(value)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value) + "\n")
 
 
 class _Batches:
@@ -327,37 +258,38 @@ class _Run:
         self._out, self._run, self._config = out, run, run["config"]
         self._texts, self._model = texts, model
         self._source, self._resume = options.config, options.resume
+        self._processes = options.processes
+        self._words = [f"--config={options.config}", *(f"--set={word}" for word in options.set)]
         self._options: Config | None = self._config["eval"]
         self._held_out = texts.held_out(self._source, self._options, print) if self._options else {}
         self._prompt = self._prompt_ids()
         goes_on = _earlier(out, run, options.resume)
-        self._evaluations = _Evaluations(out / "evaluations.jsonl", goes_on)
+        self._evaluations = _train_files.Evaluations(out / "evaluations.jsonl", goes_on)
         self._has_begun = False
         length = self._config["data"]["length"]
         tokens = self._config["training"]["batch_size"] * length
         precision = self._config["training"]["precision"]
         dtype = torch.bfloat16 if precision else next(model.parameters()).dtype
-        self._progress = _Progress(
+        self._progress = _train_progress.Progress(
             self._config["training"]["steps"],
             tokens,
-            _flops_per_token(model, length),
-            _product_rate(dtype),
+            _train_progress.flops_per_token(model, length),
+            _train_progress.product_rate(dtype) * _train_processes.size(1),
             str(dtype).removeprefix("torch."),
         )
 
     def execute(self) -> Config:
         """Trains to the end; the content of result.json."""
-        training = dict(self._config["training"])
-        training.pop("batch_size")
         try:
-            history = train.fit(
-                self._model,
-                _Batches(self._texts.sampler, self._before),
-                **training,
-                out=self._out,
-                resume=self._resume,
-                on_step=self._on_step,
-            )
+            with _train_processes.followers(self._processes, self._words):
+                history = train.fit(
+                    self._model,
+                    _Batches(self._texts.sampler, self._before),
+                    **_arguments_of_fit(self._config),
+                    out=self._out,
+                    resume=self._resume,
+                    on_step=self._on_step,
+                )
         except ValueError as error:
             raise self._named(error) from None
         steps = len(history["loss"])
@@ -388,7 +320,7 @@ class _Run:
             self._has_begun = True
             (self._out / "result.json").unlink(missing_ok=True)
             text = json.dumps(self._run, indent=2, ensure_ascii=False)
-            _write(self._out / "run.json", text + "\n")
+            _train_files.write(self._out / "run.json", text + "\n")
             self._evaluations.keep(steps)
 
     def _before(self, step: int) -> None:

@@ -24,8 +24,9 @@ def apply(
     The options are those of `attention`; groups start at a row's first token that is not padding.
 
     `new_cache` and `generate` then keep core tokens and the last raw ones alone, however long the
-    text is (boundary "exact" only; a cache that was made before is refused). Training, `eval` and
-    `copy.deepcopy` go through it; `save_pretrained` writes the model as it would be without.
+    text is (boundary "exact" only; a cache that was made before is refused); under autocast in its
+    dtype. Training, `eval` and `copy.deepcopy` go through it; `save_pretrained` writes the model as
+    it would be without.
 
     Raises ValueError or TypeError if an option is not as for `attention`, or if a layer has a
     sliding window of its own that is shorter than the model's positions; nothing has changed then.

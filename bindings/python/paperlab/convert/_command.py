@@ -1,11 +1,13 @@
 """The command line of `./paperlab convert`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from paperlab._commands import _line
+from paperlab.convert._checkpoint import checkpoint
 from paperlab.convert._gguf import DTYPES, gguf
 
 
@@ -20,10 +22,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m paperlab convert",
-        description="A GGUF file to a Hugging Face directory.",
+        description="A GGUF file or a model of another dtype to a Hugging Face directory.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="FILE.gguf")
+    parser.add_argument("file", metavar="FILE.gguf|MODEL_DIR")
     parser.add_argument("directory", metavar="DIR")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
     parser.add_argument("--force", action="store_true", help="replace a model that is there")
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
 def _convert(options: argparse.Namespace) -> None:
     if options.dtype not in DTYPES:
         raise _line.UsageError(_line.unknown("dtype", options.dtype, DTYPES))
-    directory = gguf(
+    function = checkpoint if os.path.isdir(options.file) else gguf
+    directory = function(
         options.file,
         options.directory,
         dtype=options.dtype,

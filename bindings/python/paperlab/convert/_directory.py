@@ -15,10 +15,11 @@ from paperlab.convert import _tokenizer
 
 CONVERTER = "1"  # counts up whenever the same file gives another directory
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIGS = ("config.json", "generation_config.json")
 _OWN = re.compile(
-    r"(model[-\w]*\.safetensors(\.index\.json)?|\w*(config|tokenizer|map)\.json)(\.tmp)?"
+    r"(model[-\w]*\.safetensors(\.index\.json)?|\w*(config|tokenizer|map|tokens|vocab)\.json"
+    r"|merges\.txt|tokenizer\.model|chat_template\.jinja)(\.tmp)?"
 )
 
 
@@ -41,9 +42,9 @@ def is_finished(directory: Path, sha256: str, dtype: str) -> bool:
 
 def _weights(directory: Path) -> list[str]:
     """The files of weights that a directory should have."""
-    if (directory / _WEIGHTS).exists() or not (directory / _INDEX).exists():
-        return [_WEIGHTS]
-    index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
+    if (directory / WEIGHTS).exists() or not (directory / INDEX).exists():
+        return [WEIGHTS]
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
     return sorted(set(index["weight_map"].values()))
 
 

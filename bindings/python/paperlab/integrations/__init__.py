@@ -1,5 +1,5 @@
-"""paperlab's operators in other libraries; each is loaded when it is asked to register."""
+"""paperlab's operators and models in other libraries, which are loaded when asked to register."""
 
-from paperlab.integrations import transformers
+from paperlab.integrations import lm_eval, transformers
 
-__all__ = ["transformers"]
+__all__ = ["lm_eval", "transformers"]

@@ -46,11 +46,12 @@ def register(name: str = "paperlab") -> None:
 
     f"{name}_cca" is causal attention in the form of `paperlab.cca.attention`. Each call reads the
     model's `config.cca_group_size` (16), `cca_window` (1024), `cca_pooling` ("attention"),
-    `cca_weights_per` ("query_head") and `cca_keep_first` (0). Groups begin at a row's first token
-    that is not padding. A key-value cache has no past queries, so with pooling "attention" a step
-    that needs a group of past tokens raises ValueError: generate with use_cache=False, or with
-    `paperlab.nn.load` and `paperlab.cca.apply`. So do attention that is not causal and layers with
-    a sliding window shorter than the sequence.
+    `cca_weights_per` ("query_head") and `cca_keep_first` (0); a saved config keeps them, and
+    `paperlab.nn.load` heeds them where it also says `attn_implementation` "paperlab_cca". Groups
+    begin at a row's first token that is not padding. A key-value cache has no past queries, so with
+    pooling "attention" a step that needs a group of past tokens raises ValueError: generate with
+    use_cache=False, or with `paperlab.nn.load` and `paperlab.cca.apply`. So do attention that is
+    not causal and layers with a sliding window shorter than the sequence.
 
     Raises ImportError unless transformers >= 4.57, < 6 is installed, ValueError if `name` is not
     a printable str or is empty.
@@ -299,8 +300,9 @@ def _cca_attention(
     config = getattr(module, "config", None)
     if config is None:
         raise ValueError(f"paperlab cca attention: {type(module).__name__} must have a config")
-    given = {name: getattr(config, f"cca_{name}", default) for name, default in _CCA.items()}
-    settings = cca_options("paperlab cca attention", boundary="exact", **given)
+    settings = cca_settings(
+        "paperlab cca attention", lambda name, default: getattr(config, name, default)
+    )
     keys = _causal_keys(query, key, attention_mask, _is_causal(module, is_causal))
     _refuse_window(_own_window(module, config, kwargs), keys, query.size(2))
 
@@ -308,6 +310,12 @@ def _cca_attention(
         return _core.cca_attention_of_rows(q, k, v, settings, keys.start, keys.end, scaling)
 
     return _attended(attend, query, key, value, keys)
+
+
+def cca_settings(function: str, get: Callable[[str, Any], Any]) -> _core.CcaOptions:
+    """The options that a config's `cca_*` settings are, by get(setting, default)."""
+    given = {name: get(f"cca_{name}", default) for name, default in _CCA.items()}
+    return cca_options(function, boundary="exact", **given)
 
 
 def _causal_keys(

@@ -1,6 +1,5 @@
 """Connection weights and sums over the states of a decoder's blocks, on torch tensors."""
 
-import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -34,8 +33,8 @@ def check_gelu(function: str, gelu: object) -> None:
         raise ValueError(f'{function}: gelu must be "exact" or "tanh", got {gelu!a:.60}')
 
 
-def stacked(function: str, states: States) -> torch.Tensor:
-    """States [J, B, T, D]: as they are, or a list of J tensors [B, T, D] in one."""
+def checked(function: str, states: States) -> torch.Tensor | list[torch.Tensor]:
+    """States as given: a tensor [J, B, T, D], or J >= 1 tensors that are alike."""
     if not isinstance(states, list | tuple):
         check_tensor(function, "states", states)
         assert isinstance(states, torch.Tensor)
@@ -62,8 +61,7 @@ def stacked(function: str, states: States) -> torch.Tensor:
                 f"{function}: {name} must be of the shape of states[0] {list(states[0].shape)}, "
                 f"got {list(state.shape)}"
             )
-    dtype = functools.reduce(torch.promote_types, (state.dtype for state in states))
-    return torch.stack([state.to(dtype) for state in states])
+    return list(states)
 
 
 def _is_promoted(x: torch.Tensor) -> bool:
@@ -121,7 +119,8 @@ def depth_aggregate(states: States, weights: torch.Tensor) -> torch.Tensor:
     """Returns C sums over J states, out[c, b, t] = sum_j weights[c, b, t, j] states[j, b, t].
 
     states: [J, B, T, D], J, D >= 1, float32, float64 or bfloat16, any strides; or a list of J
-      tensors [B, T, D], which costs a copy.
+      tensors [B, T, D]. Contiguous ones are read where they lie, and the backward pass keeps the
+      tensors themselves: a list is not copied.
     weights: [C, B, T, J], C >= 1, of states' dtype and device, any strides.
     Returns [C, B, T, D], new and contiguous, in that dtype, differentiable once with respect to
     both. Under autocast states and weights are taken in the widest dtype among them.
@@ -132,7 +131,13 @@ def depth_aggregate(states: States, weights: torch.Tensor) -> torch.Tensor:
     Source: MUDDFormer (Xiao et al., ICML 2025, arXiv:2502.12170), Eqs. (3) to (8).
     """
     check_tensor("depth_aggregate", "weights", weights)
-    out: torch.Tensor = torch.ops.paperlab.depth_aggregate(
-        stacked("depth_aggregate", states), weights
-    )
+    return summed(checked("depth_aggregate", states), weights)
+
+
+def summed(states: torch.Tensor | list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """depth_aggregate() of states that were checked."""
+    operators = torch.ops.paperlab
+    is_one = isinstance(states, torch.Tensor)
+    operator = operators.depth_aggregate if is_one else operators.depth_aggregate_list
+    out: torch.Tensor = operator(states, weights)
     return out

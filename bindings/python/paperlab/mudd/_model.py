@@ -177,12 +177,17 @@ class MuddFormer(nn.Decoder):
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickles: settings and tensors; exchanged layers and hooks of the core are not."""
-        return self.__dict__ | {"_core": self._core.config, "_bound": {}}
+        """What pickles: settings, those of `cca.apply` too, and tensors; no hooks or layers."""
+        applied = _core.cca_applied(self.core)
+        return self.__dict__ | {"_core": self._core.config, "_bound": {}, "_cca": applied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        rest = dict(state)
+        applied = rest.pop("_cca", None)
+        super().__setstate__(rest)  # type: ignore[no-untyped-call]
         self._core = _core.mudd_of_config(state["_core"])
+        if applied is not None:
+            _core.cca_apply(self.core, applied)
 
     def forward(  # type: ignore[override]
         self,

@@ -7,10 +7,9 @@ from paperlab.mudd._functions import (
     Gelu,
     States,
     check_gelu,
-    check_tensor,
+    checked,
     connection_weights,
-    depth_aggregate,
-    stacked,
+    summed,
 )
 
 __all__ = ["ConnectionWeightGenerator", "DepthAggregate"]
@@ -27,7 +26,7 @@ class ConnectionWeightGenerator(torch.nn.Module):
     first every stream is the newest state.
     d_model: D. num_sources: J. ways: C. eps, gelu: as in `connection_weights`.
 
-    Raises ValueError or TypeError if an argument is not as above, or there are more than 2^44
+    Raises ValueError or TypeError if an argument is not as above, or memory does not hold the
     weights.
     Source: MUDDFormer (Xiao et al., ICML 2025, arXiv:2502.12170), Eq. (6).
     """
@@ -50,6 +49,7 @@ class ConnectionWeightGenerator(torch.nn.Module):
         check_gelu(name, gelu)
         self.gelu: Gelu = gelu
         count = self.ways * self.num_sources
+        _check_memory(name, count * (self.d_model + count), device, dtype)
         self.w1 = torch.nn.Linear(self.d_model, count, bias=False, device=device, dtype=dtype)
         self.w2 = torch.nn.Linear(count, count, bias=False, device=device, dtype=dtype)
         self.a = torch.nn.Parameter(
@@ -108,18 +108,22 @@ class DepthAggregate(torch.nn.Module):
     def forward(self, states: States) -> torch.Tensor:
         """Returns the streams [C, B, T, D] of states [J, B, T, D], or of a list of J [B, T, D].
 
+        A list is not copied: `depth_aggregate`.
+
         Raises ValueError or TypeError, before any work, if there are not J states of width D, or
         for dtypes and layouts that `depth_aggregate` refuses.
         """
-        all_states = stacked("DepthAggregate", states)
-        check_tensor("DepthAggregate", "states", all_states)
+        given = checked("DepthAggregate", states)
+        if isinstance(given, torch.Tensor):
+            shape = list(given.shape)
+        else:
+            shape = [len(given), *given[0].shape]
         sources, width = self.generator.num_sources, self.generator.d_model
-        if all_states.dim() != 4 or (all_states.shape[0], all_states.shape[3]) != (sources, width):
+        if len(shape) != 4 or (shape[0], shape[3]) != (sources, width):
             raise ValueError(
-                f"DepthAggregate: states must be [{sources}, B, T, {width}], "
-                f"got {list(all_states.shape)}"
+                f"DepthAggregate: states must be [{sources}, B, T, {width}], got {shape}"
             )
-        return depth_aggregate(all_states, self.generator(all_states[-1]))
+        return summed(given, self.generator(given[-1]))
 
 
 def _sizes(name: str, d_model: int, num_sources: int, ways: int) -> tuple[int, int, int]:
@@ -133,3 +137,16 @@ def _sizes(name: str, d_model: int, num_sources: int, ways: int) -> tuple[int, i
             f"{width}, {sources} and {count}"
         )
     return width, sources, count
+
+
+def _check_memory(
+    name: str, size: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> None:
+    if size < 2**24:
+        return
+    try:
+        torch.empty(size, device=device, dtype=dtype)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: d_model, num_sources and ways must make weights that memory holds, got {size}"
+        ) from error
