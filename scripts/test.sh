@@ -69,6 +69,8 @@ run_pytest() {
   (
     cd "$ROOT"
     export PYTHONPATH=$ROOT/build/release/python${PYTHONPATH:+:$PYTHONPATH}
+    # Each process has as many threads as there are cores: idle ones must not spin for the others.
+    export OMP_WAIT_POLICY=passive
     # A file's tests share what its fixtures make; more processes than four would fill the memory.
     exec "$PYTHON" -m pytest -rs --numprocesses="$(nproc)" --maxprocesses=4 --dist=loadfile \
       tests "${pytest_choice[@]}" </dev/null 3>&-

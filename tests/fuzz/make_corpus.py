@@ -100,17 +100,50 @@ def npy_files() -> Iterator[tuple[str, bytes]]:
     yield "npz_empty", b"PK\5\6" + bytes(18)
 
 
-def config_files() -> Iterator[tuple[str, bytes]]:
-    small = {
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
+Config = dict[str, object]
+SMALL: Config = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def other_models() -> dict[str, Config]:
+    """With other names for their sizes, learned positions or no decoder at all."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 32}
+    distil = {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4, "vocab_size": 32}
+    opt = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    relative: Config = {"relative_attention": True, "position_buckets": 8, "share_att_key": True}
+    relative |= {"pos_att_type": "p2c|c2p", "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3}
+    picture: Config = {"image_size": 8, "patch_size": 4, "num_channels": 1}
+    blocks = {key: SMALL[key] for key in list(SMALL)[1:5]}
+    labels = {"0": "a", "1": "b", "2": "c"}
+
+    def model(kind: str, architecture: str, *parts: Config, **settings: object) -> Config:
+        config: Config = {"model_type": kind, "architectures": [architecture]}
+        for part in parts:
+            config |= part
+        return config | settings
+
+    return {
+        "gpt2": model("gpt2", "GPT2LMHeadModel", dict(sizes), reorder_and_upcast_attn=True),
+        "opt": model("opt", "OPTForCausalLM", dict(opt), word_embed_proj_dim=8),
+        "gemma3": model("gemma3_text", "Gemma3ForCausalLM", SMALL, head_dim=4, sliding_window=8),
+        "bert": model("bert", "BertForMaskedLM", SMALL, type_vocab_size=2),
+        "distilbert": model("distilbert", "DistilBertForSequenceClassification", dict(distil)),
+        "roberta": model("roberta", "RobertaForTokenClassification", SMALL, type_vocab_size=1),
+        "deberta": model("deberta-v2", "DebertaV2ForMaskedLM", SMALL, relative),
+        "vit": model("vit", "ViTForImageClassification", blocks, picture, id2label=labels),
     }
+
+
+def config_files() -> Iterator[tuple[str, bytes]]:
+    small = SMALL
     scaled = {"factor": 4.0, "original_max_position_embeddings": 16}
-    models: dict[str, dict[str, object]] = {
+    models: dict[str, Config] = {
         "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **small},
         "llama_all": {
             **small,
@@ -160,7 +193,7 @@ def config_files() -> Iterator[tuple[str, bytes]]:
         | dict.fromkeys(("vocab_size", "hidden_size"), 2**31 - 1)
         | {"num_attention_heads": 1},
     }
-    for name, config in models.items():
+    for name, config in (models | other_models()).items():
         yield name, json.dumps(config).encode()
     yield "deep", b'{"model_type":' + b"[" * 500
     yield "no_object", b"[]"

@@ -253,6 +253,24 @@ def test_settings(changes, part):
         nn.from_config({**models.settings("llama"), **changes})
 
 
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_refused_settings_leave_the_memory_whole(kind, run_python):
+    # Nested values, so that a second destruction of them ends the process.
+    code = """
+import sys
+from paperlab import nn
+strange = {"model_type": sys.argv[1], "strange": [{"a": ["b" * 99, {"c": [1, 2]}]}] * 9}
+for _ in range(200):
+    try:
+        nn.from_config(strange)
+    except ValueError:
+        continue
+    raise SystemExit("not refused")
+"""
+    done = run_python(["-c", code, kind])
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -159,11 +159,11 @@ HfEncoder load_encoder(const std::string& directory, std::optional<at::ScalarTyp
 
 HfEncoder new_encoder(const Json& config, std::uint64_t seed, at::ScalarType dtype) {
   check_initial_dtype("nn::new_encoder", dtype);
-  HfEncoder model{{"", config, std::nullopt, {}, {}},
-                  read_hf_encoder_config("config", config),
-                  {},
-                  {},
-                  nullptr};
+  // First: GCC 12 destroys members of an aggregate twice when a later one throws.
+  HfEncoderModel described = read_hf_encoder_config("config", config);
+  HfEncoder model;
+  model.directory.config = config;
+  model.model = std::move(described);
   const EncoderConfig& encoder = model.model.config;
   std::vector<ParameterSpec> specs = encoder_parameter_specs(encoder);
   std::vector<at::Tensor> values;

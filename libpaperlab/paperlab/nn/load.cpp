@@ -39,8 +39,11 @@ HfDecoder load(const std::string& directory, std::optional<at::ScalarType> dtype
 }
 
 HfDecoder new_decoder(const Json& config, Init init, std::uint64_t seed, at::ScalarType dtype) {
-  HfDecoder model{
-      {"", config, std::nullopt, read_hf_config("config", config), {}}, {}, nullptr, {}};
+  // First: GCC 12 destroys members of an aggregate twice when a later one throws.
+  HfModel described = read_hf_config("config", config);
+  HfDecoder model;
+  model.directory.config = config;
+  model.directory.model = std::move(described);
   const HfModel& hf = model.directory.model;
   model.directory.config["architectures"] = {hf.architecture};
   model.decoder = std::make_shared<Decoder>(
