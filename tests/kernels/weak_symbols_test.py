@@ -82,7 +82,8 @@ def is_ours(name: str) -> bool:
 def is_instantiation(name: str) -> bool:
     """Whether a name comes from a template or inline function of another library's header."""
     return (
-        re.search(r"\b(std|__gnu_cxx|c10|c10d|at|torch|caffe2|nlohmann|Eigen|fmt)\b", name) is not None
+        re.search(r"\b(std|__gnu_cxx|c10|c10d|at|torch|caffe2|nlohmann|Eigen|fmt)\b", name)
+        is not None
     )
 
 
