@@ -219,6 +219,7 @@ PAPERLAB_HD void read_steps(Group& group, int number, HopperMemory<S>& memory,
   PAPERLAB_NO_UNROLL
   for (int step = 1; step < count; ++step) {
     if (step == num_prefix && of.in.prefix_query.data != nullptr) {
+      group.sync();  // the other warps' products have read the rows that are replaced
       load_group_query<S>(group, number, memory, of, false);
       group.show();
     }

@@ -11,7 +11,7 @@ from paperlab.convert import _checkpoint
 from paperlab.convert._command import main
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "merges.txt", "chat_template.jinja")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "merges.txt", "vocab.txt", "spm.model")
 SHARDS = {"shard": "model-00001-of-00002.safetensors"}
 
 

@@ -34,6 +34,15 @@ def test_types_that_are_converted_when_they_are_used(name, stored, tmp_path):
         check_equal(model, loaded)
 
 
+def test_core_context_attention_is_refused(tmp_path):
+    models.ours("llama", torch.float32).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"attn_implementation": "paperlab_cca", "cca_group_size": 4, "cca_window": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"streamed: attn_implementation .* got 'paperlab_cca'"):
+        evaluation.streamed(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "opt_after_projected", "gemma2"])
 def test_other_families(name, tmp_path):
     family_models.ours(name, torch.float32).save_pretrained(tmp_path)

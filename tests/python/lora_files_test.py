@@ -165,6 +165,8 @@ def test_targets_that_nobody_names_are_peft_s_own(folder):
         ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, "has no tensor .*up_proj.lora_A"),
         ({"target_modules": ["c_attn"]}, "target_modules must name linear layers"),
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern"),
+        ({"rank_pattern": {"(?i)q_proj": 2}}, "rank_pattern must hold regular expressions"),
+        ({"rank_pattern": {"a{99999999999}": 2}}, "rank_pattern must hold regular expressions"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -266,6 +266,14 @@ def test_other_families(name):
     assert torch.equal(model(tokens), plain)
 
 
+def test_all_linear_of_a_model_without_head():
+    config = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 32}
+    config |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    model = nn.from_config({**config, "num_attention_heads": 4}, init="normal")
+    names = lora.attach(model, r=2, target_modules="all-linear").names
+    assert sum(".layer." in name for name in names) == 12
+
+
 def test_an_encoder():
     model = nn.load(encoder_models.pair("bert_sequence").directory, dtype="float64")
     tokens = encoder_models.tokens(2, 7)

@@ -166,6 +166,14 @@ OPTIMIZERS: list[dict[str, Any]] = [
 ]
 
 
+def test_the_state_of_half_parameters_is_saved(tmp_path: Path) -> None:
+    whole, parts = (cases.model("float32").to(torch.float16) for _ in range(2))
+    expected = train.fit(whole, counting, steps=4, learning_rate=1e-3, eps=1e-4)
+    options: dict[str, Any] = {"learning_rate": 1e-3, "eps": 1e-4, "out": tmp_path}
+    train.fit(parts, counting, steps=4, on_step=lambda record: record.step < 1, **options)
+    assert train.fit(parts, counting, steps=4, **options) == expected
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_stopped_run_goes_on_to_the_same_bits(

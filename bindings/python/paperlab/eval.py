@@ -1,6 +1,7 @@
 """How well a model predicts text: nats, perplexity, bits per byte; by position and by domain."""
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -93,10 +94,19 @@ def streamed(
     Each layer's matrices are read from the file when they are used, once a window, converted where
     `dtype` is not the files' own, and let go. In memory are one matrix, embedding and head, and the
     window's activations. The scores have the bits of a model that `nn.load` returns. Replace the
-    files by rename, never rewrite them in place, while it lives. Raises as `nn.load`.
+    files by rename, never rewrite them in place, while it lives. Raises as `nn.load`; ValueError
+    for settings that ask for core-context attention.
     """
     name = None if dtype is None else _arguments.dtype_name("streamed", dtype)
-    return Streamed(_core.Decoder.load_streamed(_arguments.directory("streamed", directory), name))
+    core = _core.Decoder.load_streamed(_arguments.directory("streamed", directory), name)
+    settings = json.loads(core.config)
+    named = settings.get("attn_implementation", settings.get("_attn_implementation"))
+    if named == "paperlab_cca":
+        raise ValueError(
+            "streamed: attn_implementation of config.json must be that of full attention, "
+            f"got {named!r}"
+        )
+    return Streamed(core)
 
 
 @dataclass(frozen=True)

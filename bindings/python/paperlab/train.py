@@ -99,8 +99,8 @@ def fit(
     first bad tensor if the loss or a gradient is not finite (the parameters are then as before the
     step), or if a parameter is not when a checkpoint is due or at the end; OSError if another run
     writes to `out`, the disk is full or another process failed; ConnectionError if another process
-    ended or does not answer: without shards the first has then written a checkpoint of the last
-    whole step. The last checkpoint stays.
+    ended or does not answer: without shards the first, if it lives, has then written a checkpoint
+    of the last whole step. The last checkpoint stays.
     """
     if not isinstance(model, Decoder):
         raise TypeError(f"fit: model must be a Decoder, got {type(model).__name__}")

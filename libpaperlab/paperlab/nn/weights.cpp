@@ -108,7 +108,7 @@ class Finder {
   Location parameter(const ParameterSpec& spec) {
     for (const std::string& name : {spec.name, spec.other_name}) {
       const auto at = checkpoint_.tensors().find(name);
-      if (at != checkpoint_.tensors().end()) {
+      if (!name.empty() && at != checkpoint_.tensors().end()) {
         used_.insert(name);
         if (name != spec.name) {
           found_.file_names[spec.name] = {name};

@@ -74,6 +74,7 @@ bool is_left_over(const std::string& name) {
 io::ElementType element_type(const at::Tensor& value) {
   return value.scalar_type() == at::kDouble     ? io::ElementType::kF64
          : value.scalar_type() == at::kBFloat16 ? io::ElementType::kBF16
+         : value.scalar_type() == at::kHalf     ? io::ElementType::kF16
                                                 : io::ElementType::kF32;
 }
 
@@ -83,6 +84,8 @@ at::ScalarType scalar_type(const std::string& path, io::ElementType type) {
       return at::kDouble;
     case io::ElementType::kBF16:
       return at::kBFloat16;
+    case io::ElementType::kF16:
+      return at::kHalf;
     case io::ElementType::kF32:
       return at::kFloat;
     default:

@@ -148,8 +148,8 @@ def _why(children: Sequence[_Child]) -> str:
 
 
 def _init(folder: str, rank: int, count: int) -> None:
-    store = f"file://{Path(folder).resolve()}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    store = distributed.FileStore(str(Path(folder).resolve() / "store"), count)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
 
 
 @contextlib.contextmanager

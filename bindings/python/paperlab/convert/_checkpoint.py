@@ -24,6 +24,10 @@ _OTHER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
     "chat_template.jinja",
     "preprocessor_config.json",
 )

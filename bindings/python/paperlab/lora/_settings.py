@@ -63,10 +63,11 @@ class Settings:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def targets(self, source: str, names: Sequence[str]) -> list[str]:
-        """Those of the linear layers `names`, the head last, that the adapter changes."""
+        """Those of the linear layers `names`, a head last, that the adapter changes."""
         wanted = self.target_modules
         if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-            chosen = list(names[:-1])
+            has_head = not re.search(r"\.\d+\.", names[-1])  # a head is in no block
+            chosen = list(names[:-1] if has_head else names)
         elif isinstance(wanted, str):
             chosen = [name for name in names if re.fullmatch(wanted, name)]
         else:
@@ -263,7 +264,8 @@ def _pattern(function: str, key: str, value: object) -> Mapping[str, Any]:
 def _check_regex(function: str, key: str, pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+        re.compile(rf"(.*\.)?({pattern})$")  # as _matched() does
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{function}: {key} must hold regular expressions, got {pattern!a:.60}: {error}"
         ) from None
