@@ -148,7 +148,8 @@ def _why(children: Sequence[_Child]) -> str:
 
 
 def _init(folder: str, rank: int, count: int) -> None:
-    store = distributed.FileStore(str(Path(folder).resolve() / "store"), count)
+    path = str(Path(folder).resolve() / "store")
+    store = distributed.FileStore(path, count)  # type: ignore[attr-defined]  # torch's stub lacks it
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
 
 
