@@ -131,22 +131,29 @@ function(paperlab_add_kernel kernel)
   endif()
 endfunction()
 
-# paperlab_add_paper(<paper> [SOURCES <file>...]): what every paper has; its module is declared in
-# libpaperlab, its driver is main.cpp and the other sources of experiments/<paper>.
-function(paperlab_add_paper paper)
+# paperlab_add_driver(<name> [SOURCES <file>...]): main.cpp and the other sources of
+# experiments/<name>.
+function(paperlab_add_driver paper)
   cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
   list(TRANSFORM ARG_SOURCES PREPEND ${paper}/)
   string(REPLACE "_" "-" name ${paper})
-  set(python bindings/python/paperlab/${paper})  # a package or a module
-  if(NOT IS_DIRECTORY ${PROJECT_SOURCE_DIR}/${python})
-    string(APPEND python .py)
-  endif()
-  paperlab_require("paper ${paper}" libpaperlab/paperlab/${paper} tests/paperlab/${paper}
-    ${python} bindings/src/${paper}.cpp experiments/${paper}/main.cpp
-    experiments/${paper}/config.json experiments/${paper}/README.md)
+  paperlab_require("driver ${paper}" experiments/${paper}/main.cpp experiments/${paper}/config.json
+    experiments/${paper}/README.md)
   add_executable(driver_${paper} ${paper}/main.cpp ${ARG_SOURCES})
   set_target_properties(driver_${paper} PROPERTIES OUTPUT_NAME ${name})
   target_link_libraries(driver_${paper} PRIVATE paperlab_flags paperlab_experiments paperlab_library)
   paperlab_lightly_optimized(driver_${paper})
   add_dependencies(paperlab_run driver_${paper})
+endfunction()
+
+# paperlab_add_paper(<paper> [SOURCES <file>...]): what every paper has: a module, declared in
+# libpaperlab, and a driver.
+function(paperlab_add_paper paper)
+  set(python bindings/python/paperlab/${paper})  # a package or a module
+  if(NOT IS_DIRECTORY ${PROJECT_SOURCE_DIR}/${python})
+    string(APPEND python .py)
+  endif()
+  paperlab_require("paper ${paper}" libpaperlab/paperlab/${paper} tests/paperlab/${paper}
+    ${python} bindings/src/${paper}.cpp)
+  paperlab_add_driver(${paper} ${ARGN})
 endfunction()

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 CTEST = re.compile(r"^\s*\d+/\d+ Test\s+#\d+: (\S+) \.*\s*(?:\*\*\*)?(\w+)\s+([\d.]+) sec")
 # "[       OK ] Suite.Name (12 ms)" and "[  FAILED  ] Suite.Name (12 ms)"
 GTEST = re.compile(r"^\[\s+(OK|FAILED|SKIPPED)\s+\] (\S+)(?: \((\d+) ms\))?\s*$")
-PYTEST = re.compile(r"^(\S+::\S+) (PASSED|FAILED|ERROR|SKIPPED)")
+PYTEST = re.compile(r"^(\S+::\S+) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 # "========= ERROR SUMMARY: 3 errors", "========= RACECHECK SUMMARY: 1 hazard displayed (...)"
 SANITIZER = re.compile(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)")
 
@@ -31,6 +31,18 @@ def pytest_results(log: str) -> list[Json]:
     """Name and outcome of each test of the log of pytest -v."""
     matches = filter(None, map(PYTEST.match, log.splitlines()))
     return [{"name": m[1], "outcome": m[2].capitalize()} for m in matches]
+
+
+def doubt(reads: str, log: str) -> str:
+    """Why a part whose exit code is 0 has not passed: its tests did not all run. Else nothing."""
+    if reads == "ctest":
+        return "tests were skipped" if "Skipped)" in log else ""
+    if reads != "pytest":
+        return ""
+    outcomes = {test["outcome"] for test in pytest_results(log)}
+    if not outcomes:
+        return "no tests ran"
+    return "" if outcomes == {"Passed"} else "tests were skipped"
 
 
 def sanitizer_results(log: str) -> Json:

@@ -20,13 +20,14 @@
 #:   training   steps, batch_size, learning_rate; optimizer (adamw, sgd, adafactor), betas, eps,
 #:              momentum, weight_decay, no_decay, schedule (constant, cosine, wsd), warmup_steps,
 #:              decay_steps, min_learning_rate, clip_norm, precision (bfloat16), accumulate,
-#:              checkpoint_every, keep, seed
+#:              checkpoint_every, keep, seed, shard_optimizer (true, false)
 #:   eval       every: N steps; tokens or documents of each domain, domains, split | files; prompt
 #:              and sample_tokens for a sample. Without this section nothing is measured.
 #:   licence    of the model, for its card ("unknown" unless stated)
 #:
 #: The share that progress shows is of a matrix product's speed, measured at the start.
-#: PAPERLAB_NUM_THREADS sets the threads of each process. Exit code: 0; 1 with one line on stderr;
+#: PAPERLAB_NUM_THREADS sets the threads of each process, PAPERLAB_PROCESS_TIMEOUT the seconds
+#: after which one that does not answer is given up (1800). Exit code: 0; 1 with one line on stderr;
 #: 2 for an error of the command line or the config; 130 after Ctrl-C, which writes a checkpoint.
 #: Python: paperlab.train.fit.
 #:

@@ -20,6 +20,7 @@
 #include "paperlab/mudd/model.h"
 #include "paperlab/mudd/published.h"
 #include "paperlab/mudd/trace.h"
+#include "paperlab/mudd/vit.h"
 
 namespace paperlab::bindings {
 namespace {
@@ -110,6 +111,15 @@ nn::HfDecoder new_model(const mudd::MuddConfig& config, std::uint64_t seed,
   return mudd::new_model(config, seed, type);
 }
 
+nn::HfEncoder new_vit(const mudd::MuddConfig& model, const std::vector<std::int64_t>& pictures,
+                      std::int64_t num_labels, std::uint64_t seed, const std::string& dtype) {
+  const auto type = choice(kDtypes, "MuddViT", "dtype", dtype);
+  const py::gil_scoped_release without_gil;
+  const nn::PatchConfig patches = {pictures.at(0), pictures.at(1), pictures.at(2), pictures.at(3),
+                                   pictures.at(4)};
+  return mudd::new_vit({patches, num_labels, model}, seed, type);
+}
+
 // A model of these settings that is still to get its parameters: zeros are no memory.
 nn::HfDecoder of_config(const std::string& text) {
   nn::HfDecoder model;
@@ -191,6 +201,9 @@ void register_mudd_model(py::module_& m) {
   register_config(m);
   register_analysis(m);
   m.def("new_mudd", &new_model, py::arg("config"), py::arg("seed"), py::arg("dtype"));
+  // pictures: channels, height and width, height and width of a patch.
+  m.def("new_mudd_vit", &new_vit, py::arg("config"), py::arg("pictures"), py::arg("num_labels"),
+        py::arg("seed"), py::arg("dtype"));
   m.def("mudd_of_config", &of_config, py::arg("config"));
   m.def("load_mudd", &load, py::arg("directory"), py::arg("dtype"));
   m.def("mudd_of_tensors", &of_tensors, py::arg("directory"), py::arg("source"), py::arg("names"),

@@ -33,8 +33,10 @@ using OptionalTensor = std::optional<at::Tensor>;
 using Function = std::function<at::Tensor(const at::Tensor&)>;
 using OnWindow = std::function<bool(std::int64_t)>;
 
-const std::map<std::string, nn::Init> kInits = {
-    {"normal", nn::Init::kNormal}, {"gpt_neox", nn::Init::kGptNeoX}, {"xavier", nn::Init::kXavier}};
+const std::map<std::string, nn::Init> kInits = {{"normal", nn::Init::kNormal},
+                                                {"gpt_neox", nn::Init::kGptNeoX},
+                                                {"gpt2", nn::Init::kGpt2},
+                                                {"xavier", nn::Init::kXavier}};
 
 // Weight files that a Python object writes, which has these methods.
 class PythonWeightFiles final : public nn::WeightFiles {

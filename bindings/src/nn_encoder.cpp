@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "bindings/src/linear_parts.h"
 #include "bindings/src/registrars.h"
 #include "paperlab/nn/encoder_load.h"
+#include "paperlab/nn/encoder_parameters.h"
 
 namespace paperlab::bindings {
 namespace {
@@ -59,6 +61,18 @@ nn::HfEncoder copy(const nn::HfEncoder& model) {
   }
   other.encoder = model.encoder->with_values(std::move(values));
   return other;
+}
+
+// name of a linear layer of this model -> its other name, where it has one.
+std::map<std::string, std::string> other_linear_names(const nn::HfEncoder& model) {
+  const auto all = nn::other_linear_names(model.encoder->config());
+  std::map<std::string, std::string> names;
+  for (const nn::LinearSlot* slot : model.encoder->linears()) {
+    if (const auto found = all.find(slot->name); found != all.end()) {
+      names.insert(*found);
+    }
+  }
+  return names;
 }
 
 void register_forward(py::class_<nn::HfEncoder>& encoder) {
@@ -120,6 +134,7 @@ void register_nn_encoder(py::module_& m) {
       .def_property_readonly(
           "max_positions",
           [](const nn::HfEncoder& model) { return model.encoder->config().block.max_positions; })
+      .def("other_linear_names", &other_linear_names)
       .def("parameters", &parameters)
       .def("set_parameter",
            [](const nn::HfEncoder& model, const std::string& name, const at::Tensor& value) {

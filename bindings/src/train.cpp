@@ -13,6 +13,8 @@
 
 #include "bindings/src/choice.h"
 #include "bindings/src/registrars.h"
+#include "paperlab/nn/encoder_load.h"
+#include "paperlab/train/agreement.h"
 #include "paperlab/train/fit.h"
 
 namespace paperlab::bindings {
@@ -37,8 +39,12 @@ using Columns = std::tuple<std::vector<double>, std::vector<double>, std::vector
 using GetState = std::function<std::string()>;
 using SetState = std::function<void(const std::string&)>;
 
-Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
-            std::function<at::Tensor(std::int64_t)> batch,
+// Rows, labels, mask.
+using Given = std::tuple<at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
+
+template <class Model>
+Columns fit(Model& model, const train::FitOptions& options,
+            const std::function<Given(std::int64_t)>& batch,
             const std::function<Reply(const train::StepRecord&)>& on_step,
             const std::optional<GetState>& data_state,
             const std::optional<SetState>& load_data_state) {
@@ -46,7 +52,12 @@ Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
     const auto [goes_on, is_interrupted, measures] = on_step(record);
     return train::StepReply{goes_on, {measures.begin(), measures.end()}, is_interrupted};
   };
-  train::FitCallbacks callbacks{std::move(batch), report};
+  const auto global_batch = [&batch](std::int64_t step) {
+    auto [rows, labels, mask] = batch(step);
+    return train::Batch(std::move(rows), labels.value_or(at::Tensor()),
+                        mask.value_or(at::Tensor()));
+  };
+  train::FitCallbacks callbacks{global_batch, report};
   if (data_state && load_data_state) {
     callbacks.data_state = *data_state;
     callbacks.load_data_state = *load_data_state;
@@ -61,6 +72,29 @@ Columns fit(nn::HfDecoder& model, const train::FitOptions& options,
   }
   is_interrupted = history.is_interrupted;
   return columns;
+}
+
+// Does the work in each process of the group; if one fails, all do.
+void together(const std::string& group, const std::string& device,
+              const std::function<void()>& work) {
+  const train::Agreement agreement(train::processes_of_group(group), at::Device(device));
+  try {
+    agreement.together([&] {
+      work();
+      return 0.0;
+    });
+  } catch (const train::LostProcess& lost) {
+    throw train::LostProcess(
+        std::string("fit: at the start: another process has ended or does not answer: ") +
+        lost.what());
+  }
+}
+
+template <class Model>
+void register_fit(py::module_& m) {
+  m.def("fit", &fit<Model>, py::arg("model"), py::arg("options"), py::arg("batch"),
+        py::arg("on_step"), py::arg("data_state"), py::arg("load_data_state"),
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -120,8 +154,9 @@ void register_train(py::module_& m) {
       .def("set_group", [](Options& options, const std::string& name) {
         options.processes = train::processes_of_group(name);
       });
-  m.def("fit", &fit, py::arg("model"), py::arg("options"), py::arg("batch"), py::arg("on_step"),
-        py::arg("data_state"), py::arg("load_data_state"),
+  register_fit<nn::HfDecoder>(m);
+  register_fit<nn::HfEncoder>(m);
+  m.def("together", &together, py::arg("group"), py::arg("device"), py::arg("work"),
         py::call_guard<py::gil_scoped_release>());
 }
 

@@ -16,9 +16,9 @@ void reproduce(const Config& config, Run& run) {
   run.row("kv-cache", [&] { kv_cache(config, run); });
   run.row("partition", [&] { partition(config, run); });
   run.row("recall", [&] { recall(config, run); });
-  std::vector<Corpus> texts;
+  std::vector<Need> texts;
   for (const std::string& name : config.text_corpora) {
-    texts.push_back(Corpus::of_name(name));
+    texts.emplace_back(Corpus::of_name(name));
   }
   run.row("text-model", texts,
           [&](const std::vector<std::string>& tokens) { text_model(config, run, tokens); });

@@ -13,7 +13,7 @@
 #include "paperlab/core/error.h"
 #include "paperlab/core/parallel.h"
 #include "paperlab/core/version.h"
-#include "paperlab/data/tokens.h"
+#include "paperlab/data/images.h"
 
 namespace paperlab::experiments {
 
@@ -119,15 +119,25 @@ void check_all_declared(const State& state) {
   }
 }
 
-/// The hash of the text whose tokens lie in `folder`.
-/// \throws IoError, ValueError  if it is no folder of tokens.
-std::string hash_of(const std::string& folder) {
-  const data::TokenFolder tokens(folder);
-  const Json hash = tokens.manifest().value(Json::json_pointer("/recipe/sha256"), Json());
-  if (!hash.is_string()) {
-    throw ValueError(folder + "/manifest.json: recipe.sha256 must be a string, got " + brief(hash));
+/// Notes the hash of what lies in `folder` (the text of tokens, pictures or a product) and, where
+/// the manifest says it, the versions of what made it.
+/// \throws IoError, ValueError  if it is no such folder.
+void note_source(Result& result, const std::string& name, const std::string& folder) {
+  const std::string path = folder + "/manifest.json";
+  const Json manifest = read_json(path);
+  const Json recipe = manifest.is_object() ? manifest.value("recipe", Json()) : Json();
+  if (recipe.is_string()) {
+    result.corpora[name] = data::ImageFolder(folder).content();
+    return;
   }
-  return hash.get<std::string>();
+  const Json hash = recipe.is_object() ? recipe.value("sha256", Json()) : Json();
+  if (!hash.is_string()) {
+    throw ValueError(path + ": recipe.sha256 must be a string, got " + brief(hash));
+  }
+  result.corpora[name] = hash.get<std::string>();
+  if (const Json maker = manifest.value("made_by", Json()); maker.is_string()) {
+    result.makers[name] = maker.get<std::string>();
+  }
 }
 
 /// Finds what is wrong with the configuration before anything is written or run.
@@ -172,11 +182,11 @@ void configure(State& state, const char* paper, const std::vector<Field>& fields
   state.result.config = state.config.values;
   state.result.environment = describe_environment(state);
   for (const auto& [corpus, folder] : options.corpora) {
-    state.result.corpora[corpus] = hash_of(folder);
+    note_source(state.result, corpus, folder);
   }
 }
 
-/// Prints the corpora that a run with these options would need, one a line.
+/// Prints what a run with these options would read, one a line.
 int list_corpora(State& state, const std::string& paper,
                  const std::function<void(Run&)>& reproduce) {
   if (state.options.resumes) {

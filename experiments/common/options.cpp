@@ -122,13 +122,14 @@ Options parse_options(int argc, const char* const* argv, const std::string& pape
       ->allow_extra_args(false);
   add("--resume", resume, "WHEN", "auto (default): go on from what is there; never: start anew");
   add("--limit", limit, "SECONDS", "Stop before a row that would end later");
-  app.add_option("--corpus", corpora, "Tokens of a text that rows read; can be repeated")
+  app.add_option("--corpus", corpora,
+                 "What rows read: tokens, pictures, a product; can be repeated")
       ->type_name("NAME=FOLDER")
       ->allow_extra_args(false);
-  app.add_option("--no-corpus", missing_corpora, "A text that could not be had")
+  app.add_option("--no-corpus", missing_corpora, "What could not be had")
       ->type_name("NAME=REASON")
       ->allow_extra_args(false);
-  app.add_flag("--list-corpora", options.lists_corpora, "Print the texts that rows would read");
+  app.add_flag("--list-corpora", options.lists_corpora, "Print what rows would read");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -28,9 +28,9 @@ std::string difference(const Json& before, const Json& now) {
   return before.size() == now.size() ? "" : "it has other settings";
 }
 
-std::map<std::string, std::string> corpora_of(const Json& file) {
+std::map<std::string, std::string> texts_of(const Json& file, const char* key) {
   return file.at("environment")
-      .value("corpora", Json::object())
+      .value(key, Json::object())
       .get<std::map<std::string, std::string>>();
 }
 
@@ -52,11 +52,10 @@ std::string why_not(const Json& file, const Result& fresh, const Json& claim_def
       return text;
     }
   }
-  for (const auto& [corpus, before] : corpora_of(file)) {
+  for (const auto& [corpus, before] : texts_of(file, "corpora")) {
     const auto now = fresh.corpora.find(corpus);
     if (now != fresh.corpora.end() && now->second != before) {
-      return "the text " + corpus + " was " + before.substr(0, 12) + " and is " +
-             now->second.substr(0, 12);
+      return corpus + " was " + before.substr(0, 12) + " and is " + now->second.substr(0, 12);
     }
   }
   const bool same_claims = definitions_of(file.at("claims")) == definitions_of(claim_definitions);
@@ -90,7 +89,8 @@ void read_measured(const Json& claims, const Json& definitions, Result& result) 
 /// `fresh` with the rows of `file`. \throws Json::exception if the file is not a result.
 Result continued(const Json& file, Result fresh, const Json& claim_definitions) {
   fresh.rows_s = file.at("environment").at("rows_s").get<std::map<std::string, double>>();
-  fresh.corpora.merge(corpora_of(file));
+  fresh.corpora.merge(texts_of(file, "corpora"));
+  fresh.makers.merge(texts_of(file, "made_by"));
   fresh.records.series = file.at("series").get<Json::object_t>();
   fresh.records.scalars = file.at("scalars").get<Json::object_t>();
   read_measured(file.at("claims"), claim_definitions, fresh);
@@ -164,6 +164,9 @@ Json to_json(const Result& result, const Json& claims) {
   environment["rows_s"] = result.rows_s;
   if (!result.corpora.empty()) {
     environment["corpora"] = result.corpora;
+  }
+  if (!result.makers.empty()) {
+    environment["made_by"] = result.makers;
   }
   double seconds = 0;
   for (const auto& row : result.rows_s) {

@@ -36,7 +36,8 @@ struct Result {
   std::string commit;
   Json config;                                 ///< The driver's settings.
   Json environment = Json::object();           ///< Without rows_s and corpora.
-  std::map<std::string, std::string> corpora;  ///< Hash of each text that was given.
+  std::map<std::string, std::string> corpora;  ///< Hash of all that was given, by name.
+  std::map<std::string, std::string> makers;   ///< What made it, and its version, if that counts.
   std::map<std::string, double> rows_s;        ///< Finished rows and the seconds each took.
   Records records;
 };

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <exception>
+#include <filesystem>
 #include <limits>
 
 #include "experiments/common/claims.h"
@@ -21,24 +22,27 @@ using State = Run::State;
 /// Thrown by a part of a row that would pass the limit.
 struct LimitReached : std::exception {};
 
-/// Notes a corpus that the row needs; false, and the row is left out, if it is missing.
-bool has_corpus(State& state, const std::string& row, const std::string& corpus) {
+/// Notes what the row needs; false, and the row is left out, if it is missing.
+bool has_need(State& state, const std::string& row, const Need& need) {
   if (state.is_declaring) {
     auto& needed = state.needed_corpora;
+    const std::string line =
+        need.line(std::filesystem::path(state.options.config_file).parent_path().string());
     if (state.is_selected(row) && !state.is_done(row) &&
-        std::find(needed.begin(), needed.end(), corpus) == needed.end()) {
-      needed.push_back(corpus);
+        std::find(needed.begin(), needed.end(), line) == needed.end()) {
+      needed.push_back(line);
     }
     return true;
   }
-  if (!state.is_selected(row) || state.is_done(row) || state.options.corpora.count(corpus) == 1) {
+  const std::string& name = need.name();
+  if (!state.is_selected(row) || state.is_done(row) || state.options.corpora.count(name) == 1) {
     return true;
   }
   const auto& missing = state.options.missing_corpora;
-  const auto found = missing.find(corpus);
+  const auto found = missing.find(name);
   const std::string reason = found == missing.end() ? "no --corpus names it" : found->second;
   state.left_out[row] =
-      "Row " + row + " needs the text " + corpus + ", which is missing: " + one_line(reason) + ".";
+      "Row " + row + " needs " + name + ", which is missing: " + one_line(reason) + ".";
   state.progress.say(state.result.paper + ": " + state.left_out[row]);
   return false;
 }
@@ -144,24 +148,41 @@ Corpus Corpus::of_name(std::string_view name) {
   return corpus;
 }
 
+Need::Need(const Corpus& corpus) : name_(corpus.name()) {}
+
+Need::Need(const Product& product)
+    : name_(product.name), program_(product.program), request_(product.request) {
+  const bool is_plain = std::none_of(name_.begin(), name_.end(),
+                                     [](char c) { return c == '=' || (c >= 0 && c < ' '); });
+  if (name_.empty() || !is_plain) {
+    throw ValueError("a product needs a name without '=', got \"" + name_ + "\"");
+  }
+}
+
+std::string Need::line(const std::string& folder) const {
+  return program_.empty() ? name_
+                          : name_ + "\t" + (std::filesystem::path(folder) / program_).string() +
+                                "\t" + request_.dump();
+}
+
 void Run::row(const std::string& name, const Corpus& corpus,
-              const std::function<void(const std::string& tokens_folder)>& body) {
-  row(name, std::vector<Corpus>{corpus},
+              const std::function<void(const std::string& folder)>& body) {
+  row(name, std::vector<Need>{corpus},
       [&](const std::vector<std::string>& folders) { body(folders.front()); });
 }
 
-void Run::row(const std::string& name, const std::vector<Corpus>& corpora,
-              const std::function<void(const std::vector<std::string>& tokens_folders)>& body) {
+void Run::row(const std::string& name, const std::vector<Need>& needs,
+              const std::function<void(const std::vector<std::string>& folders)>& body) {
   bool is_whole = true;
-  for (const Corpus& corpus : corpora) {
-    is_whole = has_corpus(state_, name, corpus.name()) && is_whole;
+  for (const Need& need : needs) {
+    is_whole = has_need(state_, name, need) && is_whole;
   }
   if (is_whole) {
     row(name, [&] {
       std::vector<std::string> folders;
-      folders.reserve(corpora.size());
-      for (const Corpus& corpus : corpora) {
-        folders.push_back(state_.options.corpora.at(corpus.name()));
+      folders.reserve(needs.size());
+      for (const Need& need : needs) {
+        folders.push_back(state_.options.corpora.at(need.name()));
       }
       body(folders);
     });

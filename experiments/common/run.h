@@ -22,12 +22,13 @@
 #include <vector>
 
 #include "experiments/common/field.h"
+#include "paperlab/core/json.h"
 
 namespace paperlab::experiments {
 
-/// Text that a row reads: a recipe of `./paperlab data` and some of its domains, as bytes or as the
-/// tokens of a model of `./paperlab fetch`, which then lies in the same cache: models/MODEL beside
-/// tokens/RECIPE.
+/// What a row reads of a recipe of `./paperlab data`. Text: some domains, as bytes or as the tokens
+/// of a model of `./paperlab fetch`, which then lies in the same cache: models/MODEL beside
+/// tokens/RECIPE. Pictures: the recipe alone.
 struct Corpus {
   std::string recipe;
   std::vector<std::string> domains;
@@ -37,6 +38,32 @@ struct Corpus {
   std::string name() const;
   /// The text that has this name.
   static Corpus of_name(std::string_view name);
+};
+
+/// What a program makes from a request before the run, for example the same training by another
+/// library. The program is a Python file beside config.json with a function
+/// `make(requests, cache, notice)`: see corpora.py.
+struct Product {
+  std::string name;     ///< As on the command line and in results; no '=' and no control character.
+  std::string program;  ///< Name of the file.
+  Json request;         ///< All that the result depends on.
+};
+
+/// What a row reads and does not make: brought before the run.
+class Need {
+ public:
+  Need(const Corpus& corpus);    // NOLINT(google-explicit-constructor): either may be listed
+  Need(const Product& product);  // NOLINT(google-explicit-constructor)
+
+  const std::string& name() const { return name_; }
+  /// A line of --list-corpora: the name, and for a product its program in `folder` and its request,
+  /// after tabs.
+  std::string line(const std::string& folder) const;
+
+ private:
+  std::string name_;
+  std::string program_;
+  Json request_;
 };
 
 /// What a driver reports to. Rows are evaluated one by one and must not depend on one another's
@@ -50,15 +77,16 @@ class Run {
   /// What `body` records counts only once it has returned. Work outside of rows is done each time.
   void row(const std::string& name, const std::function<void()>& body);
 
-  /// A row that reads text. `body` gets the folder of its tokens (data/tokens.h): bytes, and a 0
-  /// after each document. Where the text is missing the row is left out and says why.
+  /// A row that reads text or pictures. `body` gets the folder of the tokens (data/tokens.h):
+  /// bytes, and a 0 after each document; or that of the pictures (data/images.h). Where they are
+  /// missing the row is left out and says why.
   void row(const std::string& name, const Corpus& corpus,
-           const std::function<void(const std::string& tokens_folder)>& body);
+           const std::function<void(const std::string& folder)>& body);
 
-  /// A row that reads several texts. `body` gets their folders in the same order; the row is left
+  /// A row that reads several things. `body` gets their folders in the same order; the row is left
   /// out if one is missing.
-  void row(const std::string& name, const std::vector<Corpus>& corpora,
-           const std::function<void(const std::vector<std::string>& tokens_folders)>& body);
+  void row(const std::string& name, const std::vector<Need>& needs,
+           const std::function<void(const std::vector<std::string>& folders)>& body);
 
   // Within a row's body:
 

@@ -35,7 +35,7 @@ struct Run::State {
   std::optional<std::string> row;  ///< The row whose body runs.
   Records staged;                  ///< What it has recorded so far.
   std::set<std::string> declared;
-  std::vector<std::string> needed_corpora;      ///< Of rows that are to run, each once.
+  std::vector<std::string> needed_corpora;      ///< Lines of rows that are to run, each once.
   std::map<std::string, std::string> left_out;  ///< Row to why, a sentence.
   bool is_declaring = false;                    // rows say their names and are not run
   bool started_one = false;

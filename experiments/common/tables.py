@@ -7,6 +7,7 @@ A mark stands alone on its line, and what lies between the two is ours:
     <!-- table: claims regular-language small -->   experiments/<p>/results/<preset>.json
     <!-- table: verdicts small -->                  a row for each paper's results/<preset>.json
     <!-- table: bench regular-language -->          bench/results/<machine>/<paper>.json
+    <!-- table: bench cuda, if measured -->         the same, or a sentence if there is no file
     <!-- table: values mudd small table1 -->        config.json's table, results/<preset>.json
     <!-- /table -->
 """
@@ -74,6 +75,10 @@ BENCH_COLUMNS = {
     "share_target": "least share",
     "shares": "where the time goes",
     "loss_difference": "losses differ by",
+    "sm_mhz": "SM, MHz",
+    "variants": "other paths of ours",
+    "goals": "goals",
+    "not_available": "not available",
     "spread_percent": "spread",
     "noisy": "noisy",
     "missed": "missed",
@@ -136,6 +141,10 @@ def table(words: Sequence[str], roots: Roots) -> list[str]:
             return ["", *verdicts_table(roots.experiments, preset), ""]
         case ["bench", paper]:
             return ["", *bench_tables(roots.bench, paper), ""]
+        case ["bench", paper, "if", "measured"] if paper.endswith(","):
+            if not any(roots.bench.glob(f"*/{paper[:-1]}.json")):
+                return ["", "Not measured yet.", ""]
+            return ["", *bench_tables(roots.bench, paper[:-1]), ""]
         case ["values", paper, preset, name]:
             return ["", *values_table(roots.experiments, paper, preset, name), ""]
     raise InputError(

@@ -4,11 +4,13 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <memory>
 #include <string_view>
 #include <utility>
 
 #include "experiments/common/side_by_side.h"
 #include "experiments/mudd/training.h"
+#include "experiments/mudd/vision.h"
 #include "paperlab/core/error.h"
 #include "paperlab/ops/device.h"
 
@@ -19,6 +21,7 @@ namespace lib = paperlab::mudd;
 namespace {
 
 constexpr char kLoss[] = "validation loss";
+constexpr std::int64_t kDigitSize = 8;  // of pictures in rows and columns
 
 constexpr std::array<std::pair<std::string_view, lib::Variant>, 8> kVariants = {
     {{"base", lib::Variant::kBase},
@@ -75,6 +78,13 @@ bool are_different(std::vector<T> values) {
   return !values.empty() && std::adjacent_find(values.begin(), values.end()) == values.end();
 }
 
+bool are_different_seeds(std::vector<std::uint64_t> fresh,
+                         const std::vector<std::uint64_t>& of_sweep) {
+  const bool has_both = !fresh.empty() && !of_sweep.empty();
+  fresh.insert(fresh.end(), of_sweep.begin(), of_sweep.end());
+  return has_both && are_different(fresh);
+}
+
 std::string key(const std::string& job, const std::string& what) { return job + ": " + what; }
 
 void record(Run& run, const Job& job, const Outcome& outcome) {
@@ -102,7 +112,8 @@ void Config::validate() const {
         std::pair("speed_ffn_round", speed_ffn_round), std::pair("speed_vocab", speed_vocab),
         std::pair("speed_context", speed_context), std::pair("speed_prompt", speed_prompt),
         std::pair("speed_tokens", speed_tokens), std::pair("speed_batch", speed_batch),
-        std::pair("speed_repetitions", speed_repetitions)}) {
+        std::pair("speed_repetitions", speed_repetitions), std::pair("vit_epochs", vit_epochs),
+        std::pair("vit_batch_size", vit_batch_size)}) {
     check(value >= 1, (std::string(name) + " must be >= 1").c_str(), std::to_string(value));
   }
   check(!domains.empty(), "domains must name at least one", "none");
@@ -110,10 +121,10 @@ void Config::validate() const {
   check(dtype == "float32" || dtype == "float64" || dtype == "bfloat16",
         "dtype must be float32, float64 or bfloat16", dtype);
   check(are_different(learning_rates), "learning_rates must be different numbers", "others");
-  std::vector<std::uint64_t> all_seeds = seeds;
-  all_seeds.insert(all_seeds.end(), sweep_seeds.begin(), sweep_seeds.end());
-  check(!seeds.empty() && !sweep_seeds.empty() && are_different(all_seeds),
-        "seeds and sweep_seeds must be different numbers", "others");
+  check(are_different_seeds(seeds, sweep_seeds), "seeds and sweep_seeds must be different numbers",
+        "others");
+  check(are_different_seeds(vit_seeds, sweep_seeds),
+        "vit_seeds and sweep_seeds must be different numbers", "others");
   check(fig3_layers.size() == fig3_widths.size(), "as many fig3_layers as fig3_widths", "others");
   check(fig4_layers.size() == fig4_widths.size(), "as many fig4_layers as fig4_widths", "others");
   const std::size_t num_shapes = speed_layers.size();
@@ -121,6 +132,7 @@ void Config::validate() const {
             speed_ffns.size() == num_shapes,
         "as many speed_widths, speed_heads and speed_ffns as speed_layers", "others");
   lib::check(model_config(*this, "mudd_window", {num_layers, d_model}));
+  lib::check(vit_config(*this, "muddvit", kDigitSize, kDigitSize, 2));
   ops::require_device(at::Device(device));
 }
 
@@ -164,8 +176,16 @@ std::string fresh_name(const Config& config, const Series& series, std::uint64_t
   return name_of(config, series) + " best rate seed " + std::to_string(seed);
 }
 
-Trainer::Trainer(const Config& config, Run& run, std::string tokens_folder)
-    : config_(config), run_(run), tokens_folder_(std::move(tokens_folder)) {}
+Trainer::Trainer(const Config& config, Run& run, const std::string& tokens_folder)
+    : Trainer(config, run, [&config, tokens_folder] {
+        const std::shared_ptr<const Text> text = open_text(config, tokens_folder);
+        return RunJob([&config, text](const Job& job, const std::function<void()>& on_step) {
+          return run_job(config, *text, job, on_step);
+        });
+      }) {}
+
+Trainer::Trainer(const Config& config, Run& run, std::function<RunJob()> open)
+    : config_(config), run_(run), open_(std::move(open)) {}
 
 std::vector<Job> Trainer::missing(const std::vector<Job>& jobs) const {
   std::vector<Job> result;
@@ -195,26 +215,23 @@ void Trainer::train_planned(const std::vector<Job>& jobs) {
   if (todo.empty()) {
     return;
   }
-  const std::shared_ptr<const Text> text = open_text(config_, tokens_folder_);
-  config_.run_seconds == 0.0 ? train_side_by_side(todo, *text) : train_one_by_one(todo, *text);
+  const RunJob run_job = open_();
+  config_.run_seconds == 0.0 ? train_side_by_side(todo, run_job) : train_one_by_one(todo, run_job);
 }
 
-void Trainer::train_side_by_side(const std::vector<Job>& jobs, const Text& text) {
+void Trainer::train_side_by_side(const std::vector<Job>& jobs, const RunJob& run_job) {
   std::vector<Outcome> outcomes(jobs.size());
   run_side_by_side(run_.num_threads(), jobs.size(),
-                   [&](std::size_t i) {
-                     outcomes[i] = run_job(config_, text, jobs[i], [this] { ++num_done_; });
-                   },
+                   [&](std::size_t i) { outcomes[i] = run_job(jobs[i], [this] { ++num_done_; }); },
                    {[&](std::size_t i) { record(run_, jobs[i], outcomes[i]); },
                     [this] { run_.progress(num_done_, num_planned_); }});
 }
 
 // Within the limit of the call.
-void Trainer::train_one_by_one(const std::vector<Job>& jobs, const Text& text) {
+void Trainer::train_one_by_one(const std::vector<Job>& jobs, const RunJob& run_job) {
   for (const Job& job : jobs) {
     run_.begin_part(config_.run_seconds);
-    record(run_, job,
-           run_job(config_, text, job, [this] { run_.progress(++num_done_, num_planned_); }));
+    record(run_, job, run_job(job, [this] { run_.progress(++num_done_, num_planned_); }));
   }
 }
 

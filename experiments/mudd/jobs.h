@@ -4,7 +4,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "experiments/common/run.h"
@@ -19,8 +21,6 @@ struct Size {
   std::int64_t d_model;
 };
 
-class Text;  // training.h
-
 // One run. All methods of one seed see the same batches and start from the same backbone.
 struct Job {
   std::string name;
@@ -32,6 +32,18 @@ struct Job {
   std::int64_t num_steps = 0;
   bool is_analysed = false;  // also what figures 6, 8, 12 and 13 show
 };
+
+using Columns = std::vector<std::pair<std::string, std::vector<double>>>;
+
+// What a run records; names are without the run's.
+struct Outcome {
+  double loss = 0.0;  // validation; NaN: diverged
+  std::vector<std::pair<std::string, Columns>> series;
+  std::vector<std::pair<std::string, double>> scalars;
+};
+
+// Trains on the calling thread alone; `on_step` is called after each step.
+using RunJob = std::function<Outcome(const Job& job, const std::function<void()>& on_step)>;
 
 // The model of a method: "base", "static", "dynamic", "multiway_static", "multiway_dynamic",
 // "mudd", "hyper_connections", "lime", and with a suffix "_realloc", "_without_q" .. "_without_r",
@@ -50,7 +62,10 @@ struct Series {
 
 class Trainer {
  public:
-  Trainer(const Config& config, Run& run, std::string tokens_folder);
+  // Decoders of text.
+  Trainer(const Config& config, Run& run, const std::string& tokens_folder);
+  // Other models: what `open` gives trains them, and is asked for once a run is missing.
+  Trainer(const Config& config, Run& run, std::function<RunJob()> open);
 
   // Trains what has not been trained yet.
   void train(const std::vector<Job>& jobs);
@@ -78,8 +93,8 @@ class Trainer {
   std::vector<Job> missing(const std::vector<Job>& jobs) const;
   void plan(const std::vector<Job>& jobs);
   void train_planned(const std::vector<Job>& jobs);
-  void train_one_by_one(const std::vector<Job>& jobs, const Text& text);
-  void train_side_by_side(const std::vector<Job>& jobs, const Text& text);
+  void train_one_by_one(const std::vector<Job>& jobs, const RunJob& run_job);
+  void train_side_by_side(const std::vector<Job>& jobs, const RunJob& run_job);
   Job job_of(const Series& series) const;
   std::vector<Job> sweep_jobs(const Series& series) const;
   std::vector<double> losses_by_rate(const Series& series) const;
@@ -88,7 +103,7 @@ class Trainer {
 
   const Config& config_;
   Run& run_;
-  std::string tokens_folder_;
+  std::function<RunJob()> open_;
   std::int64_t num_planned_ = 0;  // training steps, for the progress
   std::atomic<std::int64_t> num_done_ = 0;
 };

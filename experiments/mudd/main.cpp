@@ -1,6 +1,6 @@
 // MUDDFormer: multiway dynamic dense connections (Xiao, Meng, Li, Yuan, ICML 2025; claims C1-C17 of
 // config.json). Run: mudd --config experiments/mudd/config.json --preset small --out DIR
-// --corpus manual-pages:en=FOLDER
+// --corpus manual-pages:en=FOLDER --corpus digits=FOLDER
 #include "experiments/mudd/rows.h"
 #include "paperlab/core/error.h"
 
@@ -13,6 +13,7 @@ void reproduce(const Config& config, Run& run) {
   run.row("table1", [&] { table1(run); });
   run.row("table3", [&] { table3(run); });
   run.row("table5-published", [&] { published_table5(run); });
+  run.row("table9-published", [&] { published_table9(run); });
   run.row("trap", [&] { snapshot_trap(run); });
   run.row("table6", [&] { table6(config, run); });
   run.row("traffic", [&] { traffic(run); });
@@ -26,6 +27,8 @@ void reproduce(const Config& config, Run& run) {
   trained("figure8", figure8);
   trained("ddformer", ddformer);
   trained("embedding", embedding_control);
+  run.row("table9", Corpus{config.pictures, {}},
+          [&](const std::string& images) { table9(config, run, images); });
   trained("table5", table5_rest);
   trained("figure3", figure3);
   trained("figure4", figure4);

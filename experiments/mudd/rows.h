@@ -43,6 +43,18 @@ struct Config {
   std::vector<std::int64_t> fig4_widths = {64, 32};
   double fig3_bytes_per_parameter = 0.0;  // 0: num_steps at each size
   std::int64_t fig9_window = 2;
+  // Vision transformers of Table 9 on pictures; rates and seeds of sweeps as above.
+  std::string pictures = "digits";
+  std::int64_t vit_layers = 6;
+  std::int64_t vit_width = 32;
+  std::int64_t vit_heads = 4;
+  std::int64_t vit_ffn = 128;
+  std::int64_t vit_patch = 2;
+  std::int64_t vit_epochs = 30;
+  std::int64_t vit_batch_size = 64;
+  double vit_warmup_share = 0.1;
+  double vit_weight_decay = 0.3;  // of tensors of rank 2 and more
+  std::vector<std::uint64_t> vit_seeds = {21, 22, 23, 24, 25};
   double run_seconds = 0.0;  // > 0: runs are made one by one and take so long, see --limit
   // Shapes of Table 4, one after another, untrained.
   std::vector<std::int64_t> speed_layers = {24, 32, 32};
@@ -90,6 +102,17 @@ struct Config {
     visit("fig4_widths", fig4_widths);
     visit("fig3_bytes_per_parameter", fig3_bytes_per_parameter);
     visit("fig9_window", fig9_window);
+    visit("pictures", pictures);
+    visit("vit_layers", vit_layers);
+    visit("vit_width", vit_width);
+    visit("vit_heads", vit_heads);
+    visit("vit_ffn", vit_ffn);
+    visit("vit_patch", vit_patch);
+    visit("vit_epochs", vit_epochs);
+    visit("vit_batch_size", vit_batch_size);
+    visit("vit_warmup_share", vit_warmup_share);
+    visit("vit_weight_decay", vit_weight_decay);
+    visit("vit_seeds", vit_seeds);
     visit("run_seconds", run_seconds);
     visit("speed_layers", speed_layers);
     visit("speed_widths", speed_widths);
@@ -112,6 +135,7 @@ struct Config {
 void table1(Run& run);
 void table3(Run& run);
 void published_table5(Run& run);
+void published_table9(Run& run);
 
 // Structure: no training.
 void snapshot_trap(Run& run);
@@ -128,6 +152,9 @@ void figure4(const Config& config, Run& run, const std::string& tokens);
 void figure6(const Config& config, Run& run, const std::string& tokens);
 void figure8(const Config& config, Run& run, const std::string& tokens);
 void figure9(const Config& config, Run& run, const std::string& tokens);
+
+// Of pictures; `images` is their folder.
+void table9(const Config& config, Run& run, const std::string& images);
 
 // The same at the size of a GPU, with criteria of their own.
 void table5_gpu(const Config& config, Run& run, const std::string& tokens);

@@ -35,7 +35,7 @@ void report(const Config& config, Run& run, const std::string& tokens,
   }
 }
 
-struct Columns {
+struct Curve {
   std::vector<double> layers;
   std::vector<double> parameters;
   std::vector<double> loss;
@@ -63,9 +63,9 @@ std::vector<Series> sized(const std::vector<std::int64_t>& layers,
 }
 
 void record_figure4(Run& run, const Trainer& trainer, const std::vector<Series>& all) {
-  std::map<std::string, Columns> curves;
+  std::map<std::string, Curve> curves;
   for (const Series& series : all) {
-    Columns& columns = curves[series.method];
+    Curve& columns = curves[series.method];
     columns.layers.push_back(static_cast<double>(series.size.num_layers));
     columns.loss.push_back(trainer.mean_loss(series));
   }
@@ -154,9 +154,9 @@ void figure3(const Config& config, Run& run, const std::string& tokens) {
   const std::vector<Series> all = sized(config.fig3_layers, config.fig3_widths,
                                         {kBase, "static", "hyper_connections", "dynamic", "mudd"});
   trainer.sweep(all);
-  std::map<std::string, Columns> curves;
+  std::map<std::string, Curve> curves;
   for (const Series& series : all) {
-    Columns& columns = curves[series.method];
+    Curve& columns = curves[series.method];
     const auto [layers, width] = series.size;
     columns.parameters.push_back(static_cast<double>(12 * layers * width * width));
     columns.loss.push_back(trainer.mean_loss(series));

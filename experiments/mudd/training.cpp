@@ -81,6 +81,23 @@ std::shared_ptr<const Text> open_text(const Config& config, const std::string& t
   return std::make_shared<const Text>(config, tokens_folder);
 }
 
+Columns curve(const train::History& history, std::int64_t every) {
+  std::vector<double> step;
+  std::vector<double> loss;
+  double sum = 0.0;
+  std::int64_t count = 0;
+  for (const train::StepRecord& record : history.records) {
+    sum += record.loss;
+    if (++count == every || record.step + 1 == std::ssize(history.records)) {
+      step.push_back(static_cast<double>(record.step + 1));
+      loss.push_back(sum / static_cast<double>(count));
+      sum = 0.0;
+      count = 0;
+    }
+  }
+  return {{"step", step}, {"loss", loss}};
+}
+
 namespace {
 
 at::Device device_of(const Config& config) { return at::Device(config.device); }
@@ -127,24 +144,6 @@ double validation_loss(nn::Decoder& decoder, const Config& config, const at::Ten
     sum += loss.item<double>() * static_cast<double>(part.size(0));
   }
   return sum / static_cast<double>(windows.size(0));
-}
-
-// Means over `every` steps.
-Columns curve(const train::History& history, std::int64_t every) {
-  std::vector<double> step;
-  std::vector<double> loss;
-  double sum = 0.0;
-  std::int64_t count = 0;
-  for (const train::StepRecord& record : history.records) {
-    sum += record.loss;
-    if (++count == every || record.step + 1 == std::ssize(history.records)) {
-      step.push_back(static_cast<double>(record.step + 1));
-      loss.push_back(sum / static_cast<double>(count));
-      sum = 0.0;
-      count = 0;
-    }
-  }
-  return {{"step", step}, {"loss", loss}};
 }
 
 std::vector<double> numbers_from(std::int64_t first, std::size_t count) {

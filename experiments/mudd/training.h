@@ -4,27 +4,25 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "experiments/mudd/jobs.h"
 
+namespace paperlab::train {
+struct History;
+}  // namespace paperlab::train
+
 namespace paperlab::experiments::mudd {
 
-using Columns = std::vector<std::pair<std::string, std::vector<double>>>;
-
-// What a run records; names are without the run's.
-struct Outcome {
-  double loss = 0.0;  // validation, nats per byte; NaN: diverged
-  std::vector<std::pair<std::string, Columns>> series;
-  std::vector<std::pair<std::string, double>> scalars;
-};
+class Text;
 
 // The text of all runs: safe to use from several threads.
 std::shared_ptr<const Text> open_text(const Config& config, const std::string& tokens_folder);
 
-// Trains on the calling thread alone; `on_step` is called after each step.
+// A RunJob; losses are in nats per byte.
 Outcome run_job(const Config& config, const Text& text, const Job& job,
                 const std::function<void()>& on_step);
+
+// Losses of training, means over `every` steps.
+Columns curve(const train::History& history, std::int64_t every);
 
 }  // namespace paperlab::experiments::mudd

@@ -16,7 +16,7 @@ struct HopperShape {
   using Element = E;
   static constexpr int kWidth = kWidth_;
   static constexpr int kPanels = kWidth / kBoxColumns;  // tiles are panels of 64 columns
-  static constexpr int kReaders = 2;                    // groups that have rows
+  static constexpr int kReaders = 2;                    // groups that have rows; they take turns
   static constexpr int kRows = kReaders * kGroupRows;
   static constexpr int kKeys = 128;
   static constexpr int kKeyTiles = kKeys / 8;

@@ -69,7 +69,7 @@ PAPERLAB_HD void begin_rows(Group& group, int number, HopperMemory<S>& memory,
 template <class S, class Group>
 PAPERLAB_HD void await_keys(Group& group, HopperMemory<S>& memory, int step) {
   const RingPlace at = ring_place(step, S::kStages);
-  group.lanes([&](int) { group.await(memory.keys.filled[at.stage], at.filled); });
+  group.await_all(memory.keys.filled[at.stage], at.filled);
 }
 
 // Begins S = Q K^T. The keys are there.
@@ -98,8 +98,8 @@ template <class S, class Group>
 PAPERLAB_HD void begin_sums(Group& group, HopperMemory<S>& memory, int step,
                             HopperRegisters<S, Group>& own) {
   const RingPlace at = ring_place(step, S::kStages);
-  group.lanes([&](int) { group.await(memory.values.filled[at.stage], at.filled); });
-  group.begin_products(own.out);
+  group.await_all(memory.values.filled[at.stage], at.filled);
+  group.begin_products(own.out, own.weights);
   const std::uint64_t values =
       matrix_descriptor(group.address(memory.value[at.stage]), S::kKeys * kBoxRowBytes);
   PAPERLAB_UNROLL
@@ -201,12 +201,17 @@ PAPERLAB_HD void free_place(const Group& group, RingBarriers<S>& ring, int step)
   group.arrive_by_warps(ring.freed[ring_place(step, S::kStages).stage]);
 }
 
-// All steps. Between steps the products of the last weights and values are under way.
+// All steps. Between steps the products of the last weights and values are under way. The groups
+// take turns in beginning products: while those of one are multiplied, the other makes weights.
 template <class S, class Group>
 PAPERLAB_HD void read_steps(Group& group, int number, HopperMemory<S>& memory,
                             const AttentionLaunch& of, HopperRegisters<S, Group>& own) {
   const int count = memory.loop.count;
   const int num_prefix = static_cast<int>(memory.loop.steps.num_prefix);
+  const int other = S::kReaders - 1 - number;
+  if (number > 0 && count > 1) {
+    group.give_turn(other);
+  }
   await_keys<S>(group, memory, 0);
   begin_scores<S>(group, number, memory, 0, own);
   group.template finish<0>(own.scores);
@@ -223,21 +228,25 @@ PAPERLAB_HD void read_steps(Group& group, int number, HopperMemory<S>& memory,
       load_group_query<S>(group, number, memory, of, false);
       group.show();
     }
+    group.await_turn(number);
     begin_scores<S>(group, number, memory, step, own);
     begin_sums<S>(group, memory, step - 1, own);
+    if (number == 0 || step + 1 < count) {  // every turn that is given is taken
+      group.give_turn(other);
+    }
     group.template finish<1>(own.scores);
     free_place<S>(group, memory.keys, step);
     weigh_step<S>(group, number, memory, step, own);
     if (step + 1 < count) {  // between weights and sums: else the compiler waits for the sums first
       await_keys<S>(group, memory, step + 1);
     }
-    group.template finish<0>(own.out);
+    group.template finish<0>(own.out, own.weights);
     free_place<S>(group, memory.values, step - 1);
     rescale_sums<S>(group, own);
     round_weights<S>(group, own);
   }
   begin_sums<S>(group, memory, count - 1, own);
-  group.template finish<0>(own.out);
+  group.template finish<0>(own.out, own.weights);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -248,6 +257,7 @@ PAPERLAB_HD void store_rows(Group& group, int number, HopperMemory<S>& memory,
                             const ForwardLaunch& launch, HopperRegisters<S, Group>& own) {
   const RowTile& tile = memory.loop.task.tile;
   Bits* to = memory.query[number];
+  group.sync();  // the other warps' products have read the queries
   group.over_quad(own.sum, Plus{});
   group.lanes([&](int thread) {
     PAPERLAB_UNROLL
@@ -265,8 +275,8 @@ PAPERLAB_HD void store_rows(Group& group, int number, HopperMemory<S>& memory,
       for (int n = 0; n < S::kWidth / 8; ++n) {
         const float* pair = own.out[n].of(thread) + 2 * half;
         const std::int64_t panel = n / 8 * std::int64_t{kGroupRows} * kBoxColumns;
-        store_word(to + panel + chunk_at(at.row, n % 8, kBoxColumns) + at.column,
-                   to_word<typename S::Element>(by * pair[0], by * pair[1]));
+        group.write(to + panel + chunk_at(at.row, n % 8, kBoxColumns) + at.column,
+                    to_word<typename S::Element>(by * pair[0], by * pair[1]));
       }
     }
   });

@@ -111,6 +111,39 @@ PAPERLAB_HD void add_rows(int thread, const typename S::Number* rows, std::int64
   }
 }
 
+// Calls body(i, j, place, is_seen) for rows y + 16 i and keys x + 16 j of a block: their place in a
+// matrix of scores, and whether the row sees the key.
+template <class S, class Body>
+PAPERLAB_HD void each_score(int thread, const RowLimits* limits, const KeyBlock& block, Body body) {
+  PAPERLAB_UNROLL
+  for (int i = 0; i < S::kOwn; ++i) {
+    PAPERLAB_UNROLL
+    for (int j = 0; j < S::kOwn; ++j) {
+      const int row = thread / 16 + 16 * i;
+      const int key = thread % 16 + 16 * j;
+      body(i, j, row * S::kScoreStride + key,
+           limits[row].sees(block.is_prefix, static_cast<int>(block.begin) + key));
+    }
+  }
+}
+
+// Rows y, y + 16, .. of `sums` to the rows that row_at names (null: none), as number(row, sum).
+template <class S, class RowAt, class Convert>
+PAPERLAB_HD void store_plain_rows(int thread, const PlainSums<S>& sums, std::int64_t head_dim,
+                                  RowAt row_at, Convert number) {
+  PAPERLAB_UNROLL
+  for (int i = 0; i < S::kOwn; ++i) {
+    const int row = thread / 16 + 16 * i;
+    typename S::Number* to = row_at(row);
+    PAPERLAB_UNROLL
+    for (int c = 0; c < S::kColumns; ++c) {
+      if (to != nullptr && thread % 16 + 16 * c < head_dim) {
+        to[thread % 16 + 16 * c] = number(row, sums[i][c]);
+      }
+    }
+  }
+}
+
 template <class S>
 PAPERLAB_HD void clear_sums(PlainSums<S>& sums) {
   PAPERLAB_UNROLL
@@ -167,17 +200,9 @@ PAPERLAB_HD void score_plain(T& team, PlainForwardMemory<S>& memory, const Atten
     Number sums[S::kOwn][S::kOwn];
     dot_rows<S>(thread, memory.query, memory.keys, in.query.size[3], sums);
     const auto scale = static_cast<Number>(in.scale);
-    PAPERLAB_UNROLL
-    for (int i = 0; i < S::kOwn; ++i) {
-      PAPERLAB_UNROLL
-      for (int j = 0; j < S::kOwn; ++j) {
-        const int row = thread / 16 + 16 * i;
-        const int key = thread % 16 + 16 * j;
-        const bool is_seen =
-            memory.limits[row].sees(block.is_prefix, static_cast<int>(block.begin) + key);
-        memory.scores[row * S::kScoreStride + key] = is_seen ? scale * sums[i][j] : -INFINITY;
-      }
-    }
+    each_score<S>(thread, memory.limits, block, [&](int i, int j, int place, bool is_seen) {
+      memory.scores[place] = is_seen ? scale * sums[i][j] : -INFINITY;
+    });
   });
 }
 
@@ -250,31 +275,24 @@ PAPERLAB_HD void store_plain(T& team, const PlainForwardMemory<S>& memory,
   const AttentionLaunch& of = launch.attention;
   const std::int64_t head_dim = of.in.query.size[3];
   const bool is_part = task.run >= 0;
+  const auto row_at = [&](int row) -> Number* {
+    const std::int64_t number = task.tile.first + row;
+    return row >= task.tile.count ? nullptr
+           : is_part              ? static_cast<Number*>(launch.partials) +
+                                        partial_at(of, task.tile.place, number, task.run)
+                                  : unit_row<Number>(launch.out.out, of, task.tile.place, number);
+  };
   team.each([&](int thread, PlainForwardRegisters<S>& own) {
-    PAPERLAB_UNROLL
-    for (int i = 0; i < S::kOwn; ++i) {
-      const int row = thread / 16 + 16 * i;
-      if (row < task.tile.count) {
-        const std::int64_t number = task.tile.first + row;
-        Number* to = is_part ? static_cast<Number*>(launch.partials) +
-                                   partial_at(of, task.tile.place, number, task.run)
-                             : unit_row<Number>(launch.out.out, of, task.tile.place, number);
-        const Number sum = memory.sum[row];
-        const Number divisor = is_part || sum == Number{0} ? Number{1} : sum;
-        PAPERLAB_UNROLL
-        for (int c = 0; c < S::kColumns; ++c) {
-          if (thread % 16 + 16 * c < head_dim) {
-            to[thread % 16 + 16 * c] = own.out[i][c] / divisor;
-          }
-        }
-        if (thread % 16 == 0 && is_part) {
-          to[head_dim] = memory.largest[row];
-          to[head_dim + 1] = sum;
-        } else if (thread % 16 == 0) {
-          static_cast<Number*>(launch.out.lse)[statistic_at(of, task.tile.place, number)] =
-              memory.largest[row] + std::log(sum);
-        }
-      }
+    store_plain_rows<S>(thread, own.out, head_dim, row_at, [&](int row, Number x) {
+      return is_part || memory.sum[row] == Number{0} ? x : x / memory.sum[row];
+    });
+    if (thread < task.tile.count && is_part) {
+      row_at(thread)[head_dim] = memory.largest[thread];
+      row_at(thread)[head_dim + 1] = memory.sum[thread];
+    } else if (thread < task.tile.count) {
+      const std::int64_t at = statistic_at(of, task.tile.place, task.tile.first + thread);
+      static_cast<Number*>(launch.out.lse)[at] =
+          memory.largest[thread] + std::log(memory.sum[thread]);
     }
   });
 }

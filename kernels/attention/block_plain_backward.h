@@ -76,37 +76,14 @@ PAPERLAB_HD void differentiate_plain(T& team, PlainBackwardMemory<S>& memory,
     dot_rows<S>(thread, memory.query, memory.keys, in.query.size[3], scores);
     dot_rows<S>(thread, memory.grad, memory.values, in.query.size[3], products);
     const auto scale = static_cast<Number>(in.scale);
-    PAPERLAB_UNROLL
-    for (int i = 0; i < S::kOwn; ++i) {
-      PAPERLAB_UNROLL
-      for (int j = 0; j < S::kOwn; ++j) {
-        const int row = thread / 16 + 16 * i;
-        const int key = thread % 16 + 16 * j;
-        const bool is_seen =
-            memory.limits[row].sees(block.is_prefix, static_cast<int>(block.begin) + key);
-        const Number p =
-            is_seen ? Number(std::exp(scale * scores[i][j] - memory.lse[row])) : Number{0};
-        memory.weights[row * S::kScoreStride + key] = p;
-        memory.gradients[row * S::kScoreStride + key] = p * (products[i][j] - memory.delta[row]);
-      }
-    }
+    each_score<S>(thread, memory.limits, block, [&](int i, int j, int place, bool is_seen) {
+      const int row = thread / 16 + 16 * i;
+      const Number p =
+          is_seen ? Number(std::exp(scale * scores[i][j] - memory.lse[row])) : Number{0};
+      memory.weights[place] = p;
+      memory.gradients[place] = p * (products[i][j] - memory.delta[row]);
+    });
   });
-}
-
-// Rows y, y + 16, .. of `sums` to the rows that row_at names (null: none).
-template <class S, class RowAt>
-PAPERLAB_HD void store_plain_rows(int thread, const PlainSums<S>& sums, typename S::Number factor,
-                                  std::int64_t head_dim, RowAt row_at) {
-  PAPERLAB_UNROLL
-  for (int i = 0; i < S::kOwn; ++i) {
-    typename S::Number* to = row_at(thread / 16 + 16 * i);
-    PAPERLAB_UNROLL
-    for (int c = 0; c < S::kColumns; ++c) {
-      if (to != nullptr && thread % 16 + 16 * c < head_dim) {
-        to[thread % 16 + 16 * c] = factor * sums[i][c];
-      }
-    }
-  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -160,11 +137,14 @@ PAPERLAB_HD void plain_key_block(T& team, PlainBackwardMemory<S>& memory,
                                         task.head * view.stride[1] + number * view.stride[2]
                                   : nullptr;
   };
+  const auto scale = static_cast<Number>(of.in.scale);
   team.each([&](int thread, PlainKeyRegisters<S>& own) {
-    store_plain_rows<S>(thread, own.key, static_cast<Number>(of.in.scale), key.size[3],
-                        [&](int row) { return row_of(key, row); });
-    store_plain_rows<S>(thread, own.value, Number{1}, key.size[3],
-                        [&](int row) { return row_of(value, row); });
+    store_plain_rows<S>(
+        thread, own.key, key.size[3], [&](int row) { return row_of(key, row); },
+        [=](int, Number x) { return scale * x; });
+    store_plain_rows<S>(
+        thread, own.value, key.size[3], [&](int row) { return row_of(value, row); },
+        [](int, Number x) { return x; });
   });
 }
 
@@ -196,13 +176,15 @@ PAPERLAB_HD void plain_query_pass(T& team, PlainBackwardMemory<S>& memory,
           [=](int row, int key) { return gradients[row * S::kScoreStride + key]; }, own.query);
     });
   }
+  const auto scale = static_cast<Number>(of.in.scale);
   team.each([&](int thread, PlainQueryRegisters<S>& own) {
-    store_plain_rows<S>(thread, own.query, static_cast<Number>(of.in.scale), of.in.query.size[3],
-                        [&](int row) -> Number* {
-                          return row < tile.count
-                                     ? unit_row<Number>(pass.to, of, tile.place, tile.first + row)
-                                     : nullptr;
-                        });
+    store_plain_rows<S>(
+        thread, own.query, of.in.query.size[3],
+        [&](int row) -> Number* {
+          return row < tile.count ? unit_row<Number>(pass.to, of, tile.place, tile.first + row)
+                                  : nullptr;
+        },
+        [=](int, Number x) { return scale * x; });
   });
 }
 

@@ -180,15 +180,6 @@ PAPERLAB_HD void multiply_columns(const Lanes& warp, const Sums<Lanes> (&a)[kRow
 
 // ---------------------------------------------------------------------------------------------
 
-// Two elements at an even place.
-PAPERLAB_HD inline void store_word(Bits* to, std::uint32_t word) {
-#ifdef __CUDA_ARCH__
-  *reinterpret_cast<std::uint32_t*>(to) = word;
-#else
-  std::memcpy(to, &word, sizeof(word));
-#endif
-}
-
 // Rounds a warp's sums, times factor(lane, m, half) a row (half: rows 0..7 or 8..15 of a matrix),
 // into rows `row`.. of a tile.
 template <class E, int kWidth, class Lanes, int kRowTiles, class Factor>
@@ -224,7 +215,7 @@ PAPERLAB_HD void store_tile(const Lanes& warp, int number, const Bits* tile, std
       const int first = at % kChunks * kChunk;
       Bits* to = row_at(row);
       if (to != nullptr && first < head_dim) {
-        const Pack pack = load_pack(tile + chunk_at(row, at % kChunks, kWidth));
+        const Pack pack = warp.read(tile + chunk_at(row, at % kChunks, kWidth));
         store_of_row(as_elements(to), first, head_dim, is_whole, pack);
       }
     }

@@ -64,7 +64,8 @@ void attention_cuda(const AttentionInputs& inputs, const AttentionOutputs& outpu
   const ForwardLaunch launch = forward_launch(inputs, outputs, workspace);
   with_element(inputs.query.dtype, [&]<class E>(ElementType<E>) {
     if constexpr (sizeof(E) == 2) {
-      if (fits_hopper(launch) && current_device_facts().architecture == 90) {
+      if (!context.is_portable && fits_hopper(launch) &&
+          current_device_facts().architecture == 90) {
         launch_hopper<E>(launch, context);
       } else {
         launch_forward<E>(launch, context);

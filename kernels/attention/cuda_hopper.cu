@@ -11,9 +11,15 @@
 namespace paperlab::kernels {
 namespace {
 
+// Boxes and matrices elsewhere would be mixed up without a word.
 template <class Memory>
 __device__ Memory& swizzled_memory() {
   extern __shared__ __align__(kSwizzleBytes) unsigned char swizzled_bytes[];
+  unsigned address = shared_address(swizzled_bytes);
+  asm volatile("" : "+r"(address));  // else the compiler believes the line above
+  if (address % kSwizzleBytes != 0) {
+    __trap();
+  }
   return *reinterpret_cast<Memory*>(swizzled_bytes);
 }
 
@@ -27,6 +33,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   begin_hopper<S>(team, memory, launch, blockIdx.x, init_barrier);
   const int number = static_cast<int>(threadIdx.x) / kGroup;
   DeviceGroup group{static_cast<int>(threadIdx.x) % kGroup, 1 + number};
+  group.converge();
   if (number == 0) {
     shrink_registers<S::kFeederRegisters>();
     feed_readers<S>(group, memory, launch.attention, maps);

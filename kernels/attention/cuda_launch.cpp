@@ -1,7 +1,10 @@
 // What the GPU's blocks are given, from a problem's views.
 #include "kernels/attention/cuda_launch.h"
 
+#include <string>
+
 #include "kernels/attention/cuda_hopper.h"
+#include "paperlab/core/error.h"
 
 namespace paperlab::kernels {
 namespace {
@@ -25,6 +28,15 @@ bool gradients_have_packs(const AttentionGradients& of) {
   return has_packs<E>(of.query) && has_packs<E>(of.key) && has_packs<E>(of.value) &&
          has_packs<E>(of.prefix_query) && has_packs<E>(of.prefix_key) &&
          has_packs<E>(of.prefix_value);
+}
+
+// Rows are counted in 32 bits (Divider).
+AttentionLaunch checked_launch(const AttentionInputs& in, bool is_whole) {
+  const AttentionLaunch launch = attention_launch(in, is_whole);
+  require<ShapeError>(launch.rows.num_rows < std::int64_t{1} << 31, "attention_cuda",
+                      "query heads that share keys must have fewer than 2^31 rows together",
+                      std::to_string(launch.rows.num_rows));
+  return launch;
 }
 
 // Strides of dimensions with one place do not matter.
@@ -61,7 +73,7 @@ ForwardLaunch forward_launch(const AttentionInputs& in, const AttentionOutputs& 
                              void* partials) {
   ForwardLaunch launch{{}, out, false, is_split(in) ? partials : nullptr};
   with_element(in.query.dtype, [&]<class E>(ElementType<E>) {
-    launch.attention = attention_launch(in, inputs_have_packs<E>(in));
+    launch.attention = checked_launch(in, inputs_have_packs<E>(in));
     launch.is_whole_out = has_packs<E>(out.out);
   });
   return launch;
@@ -71,8 +83,8 @@ BackwardLaunch backward_launch(const AttentionInputs& in, const AttentionBackwar
                                const AttentionGradients& gradients, void* delta) {
   BackwardLaunch launch{{}, forward, gradients, delta, false};
   with_element(in.query.dtype, [&]<class E>(ElementType<E>) {
-    launch.attention = attention_launch(in, inputs_have_packs<E>(in) && has_packs<E>(forward.out) &&
-                                                has_packs<E>(forward.grad_out));
+    launch.attention = checked_launch(in, inputs_have_packs<E>(in) && has_packs<E>(forward.out) &&
+                                              has_packs<E>(forward.grad_out));
     launch.is_whole_gradient = gradients_have_packs<E>(gradients);
   });
   return launch;

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from drivers import ROOT, Driver, fixture_driver, paper_driver
 
+import corpora  # isort: skip  (drivers.py says where it lies)
+
 CORPORA = ROOT / "experiments" / "common" / "corpora.py"
+Capture = pytest.CaptureFixture[str]
 FEW = ("--only", "table1,table5-core")
 ENGLISH = ("--set", "corpus=manual-pages", "--set", 'domains=["en"]')
 
@@ -73,21 +76,16 @@ def test_texts_are_made_once_and_only_for_rows_that_are_to_run(
 
 
 def test_a_text_that_cannot_be_had_leaves_its_rows_out(mudd: Driver, tmp_path: Path) -> None:
-    code, output, errors = run(mudd, tmp_path, tmp_path / "cache", *FEW, *ENGLISH)
+    mudd.preset = "small"
+    code, output, errors = run(mudd, tmp_path, tmp_path / "cache", *FEW)
     assert (code, errors) == (0, "")
     assert "data: manual-pages:en cannot be had: en: " in output
-    assert "Row table5-core needs the text manual-pages:en, which is missing: en: " in output
+    assert "Row table5-core needs manual-pages:en, which is missing: en: " in output
     assert list(mudd.result(tmp_path)["environment"]["rows_s"]) == ["table1"]
-
-
-def test_its_claims_say_why(mudd: Driver, tmp_path: Path) -> None:
-    mudd.preset = "small"
-    code, _, errors = run(mudd, tmp_path, tmp_path / "cache", *FEW)
-    assert (code, errors) == (0, "")
     claims = {claim["id"]: claim for claim in mudd.result(tmp_path)["claims"]}
     assert claims["C9a"]["verdict"] == "holds"
     assert claims["C1a"]["verdict"] == "not tested at this scale"
-    assert claims["C1a"]["why"].startswith("Row table5-core needs the text manual-pages:en, which")
+    assert claims["C1a"]["why"].startswith("Row table5-core needs manual-pages:en, which")
 
 
 def test_errors_of_the_driver_pass_through(mudd: Driver, tmp_path: Path) -> None:
@@ -117,3 +115,38 @@ def test_an_interrupt_while_fetching_ends_with_130(
     errors = process.communicate(timeout=15)[1]
     assert (process.returncode, errors) == (130, "")
     assert not mudd.result_file(tmp_path).exists()
+
+
+PROGRAM = """
+from pathlib import Path
+
+def make(requests, cache, notice):
+    notice(f"{len(requests)} requests")
+    return [Path("made") / r["name"] if r["name"] else "no name" for r in requests]
+"""
+
+
+def test_pictures_and_products_become_options(tmp_path: Path, capsys: Capture) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    needs = [
+        f"run {i}\t{program}\t{json.dumps({'name': name})}" for i, name in enumerate(("a", ""))
+    ]
+    words = corpora.options_for(["sample-images", *needs], tmp_path / "cache")
+    folder = tmp_path / "cache" / "data" / "sample-images"
+    assert words == [
+        *("--corpus", f"sample-images={folder}"),
+        *("--corpus", "run 0=made/a"),
+        *("--no-corpus", "run 1=no name"),
+    ]
+    assert (folder / "manifest.json").exists()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == ["data: 2 requests", "data: run 1 cannot be had: no name"]
+
+
+def test_a_program_that_fails_is_a_reason(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import nonesuch_module\n")
+    assert corpora.options_for([f"run\t{program}\tnull"], tmp_path) == [
+        *("--no-corpus", "run=No module named 'nonesuch_module'")
+    ]

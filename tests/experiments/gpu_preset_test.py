@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from drivers import BUILD, ROOT, Driver
 
-PAPERS = ("regular-language", "mudd", "cca")
+PAPERS = ("regular-language", "mudd", "cca", "vision")
 HAS_GPU = bool(list(Path("/dev").glob("nvidia[0-9]*")))
 
 

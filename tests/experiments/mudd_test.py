@@ -90,7 +90,7 @@ def test_rows_of_the_gpu_run_at_a_tiny_size(
             higher, lower = COUNTED[claim["id"]]
             assert measured == pytest.approx(counted_above(result, higher, lower), rel=1e-9)
     driver.preset = "smoke"
-    only = "table1,table3,table5-published,table6,traffic,embedding"
+    only = "table1,table3,table5-published,table9-published,table6,traffic,embedding,table9"
     assert driver.run(tmp_path / "arithmetic", "--only", only).returncode == 0
     told = names_of(result) | names_of(driver.result(tmp_path / "arithmetic"))
     assert names_in_tables() - told == set()
@@ -118,11 +118,18 @@ def test_all_methods_of_a_seed_start_alike_and_share_batches(
     # With one step at a rate of almost 0 only the starting loss is left, and at the start every
     # method whose connections begin as residual ones is the Transformer++.
     settings = {"num_steps": 1, "record_every": 1, "learning_rates": [1e-30], "warmup_share": 0}
+    settings |= {"vit_epochs": 1, "vit_batch_size": 144, "vit_warmup_share": 0}
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     options = [word for setting in words for word in ("--set", setting)]
-    done = driver.run(tmp_path, "--only", "table5-core,ddformer,table5", *options)
+    done = driver.run(tmp_path, "--only", "table5-core,ddformer,table5,table9", *options)
     assert (done.returncode, done.stderr) == (0, "")
     series = driver.result(tmp_path)["series"]
+    # Vision transformers too, with the norms of Eq. 10.
+    for seed in (21, 22):
+        losses = [
+            series[f"{m} best rate seed {seed}: training"]["loss"][0] for m in ("vit", "muddvit")
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     same = ["dynamic", "static", "multiway_static", "multiway_dynamic", "hyper_connections"]
     for seed in (11, 12):
         base = series[f"base best rate seed {seed}: training"]["loss"][0]
@@ -143,6 +150,8 @@ def test_all_methods_of_a_seed_start_alike_and_share_batches(
         ("num_heads=3", "num_heads"),
         ("fig3_layers=[1]", "fig3_layers"),
         ("num_steps=0", "num_steps must be >= 1"),
+        ("vit_seeds=[0]", "vit_seeds and sweep_seeds must be different numbers"),
+        ("vit_width=10", "d_model must be a multiple of num_heads"),
         ("speed_heads=[2]", "speed_heads"),
     ],
 )

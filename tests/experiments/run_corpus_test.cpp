@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "paperlab/core/error.h"
 #include "tests/experiments/run_cases.h"
 
 namespace paperlab::experiments {
@@ -48,7 +49,7 @@ TEST_F(CorpusTest, WithoutTheTextTheRowIsLeftOutUntilItIsThere) {
   const Outcome outcome = call({"--no-corpus", "pages:en,de=en: no network"});
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(outcome.err, "");
-  const std::string why = "Row F2 needs the text pages:en,de, which is missing: en: no network.";
+  const std::string why = "Row F2 needs pages:en,de, which is missing: en: no network.";
   EXPECT_NE(outcome.out.find("toy-paper: " + why), std::string::npos) << outcome.out;
   EXPECT_EQ(result()["claims"][1]["verdict"], "not tested at this scale");
   EXPECT_EQ(result()["claims"][1]["why"], why);
@@ -64,7 +65,7 @@ TEST_F(CorpusTest, WithoutTheTextTheRowIsLeftOutUntilItIsThere) {
 TEST_F(CorpusTest, AnotherTextStartsAnew) {
   call({"--corpus", tokens("abc")});
   const Outcome other = call({"--corpus", tokens("xyz")});
-  EXPECT_NE(other.out.find("the text pages:en,de was abc and is xyz"), std::string::npos);
+  EXPECT_NE(other.out.find("pages:en,de was abc and is xyz"), std::string::npos);
   EXPECT_EQ(result()["environment"]["corpora"], (Json{{"pages:en,de", "xyz"}}));
 }
 
@@ -115,11 +116,76 @@ TEST_F(CorporaTest, ARowGetsAllFoldersOrIsLeftOut) {
   EXPECT_EQ(call({"--list-corpora"}).out, "pages:en,de\ncode:c\n");
   call({"--corpus", pages});
   EXPECT_EQ(result()["claims"][1]["why"],
-            "Row F2 needs the text code:c, which is missing: no --corpus names it.");
+            "Row F2 needs code:c, which is missing: no --corpus names it.");
   EXPECT_TRUE(folders_.empty());
   EXPECT_EQ(call({"--corpus", pages, "--corpus", code}).code, 0);
   EXPECT_EQ(folders_, (std::vector<std::string>{scratch_ / "tokens", scratch_ / "tokens"}));
   EXPECT_EQ(result()["environment"]["corpora"], (Json{{"code:c", "abc"}, {"pages:en,de", "abc"}}));
+}
+
+class ProductTest : public CorpusTest {
+ protected:
+  ProductTest() {
+    driver = [this](const Config& config, Driven& run) {
+      run.row("F1", [] {});
+      run.row("F2",
+              {Corpus{"digits", {}}, Product{"other/run 1", "other.py", {{"scale", config.scale}}}},
+              [&](const std::vector<std::string>& folders) {
+                folders_ = folders;
+                run.claim("C2", 1);
+              });
+    };
+  }
+
+  /// The folder of a product that has this hash.
+  std::string product(const std::string& hash) const {
+    const Json manifest = {{"recipe", {{"sha256", hash}}}, {"made_by", "other 1.2"}};
+    scratch_.write("product/manifest.json", manifest.dump());
+    return "other/run 1=" + (scratch_ / "product");
+  }
+
+  std::string pictures() const {
+    const Json record = {{"folder", "images-abc"}, {"documents", Json::object()}};
+    const Json manifest = {{"recipe", "digits"}, {"domains", {{"images", record}}}};
+    scratch_.write("digits/manifest.json", manifest.dump());
+    return "digits=" + (scratch_ / "digits");
+  }
+
+  std::vector<std::string> folders_;
+};
+
+TEST_F(ProductTest, ItsProgramAndRequestAreListed) {
+  const std::string program = scratch_ / "experiments/toy_paper/other.py";
+  EXPECT_EQ(call({"--list-corpora", "--set", "scale=2.5"}).out,
+            "digits\nother/run 1\t" + program + "\t{\"scale\":2.5}\n");
+}
+
+TEST_F(ProductTest, TheResultSaysWhatMadeIt) {
+  EXPECT_EQ(call({"--corpus", pictures(), "--corpus", product("123")}).err, "");
+  EXPECT_EQ(folders_, (std::vector<std::string>{scratch_ / "digits", scratch_ / "product"}));
+  EXPECT_EQ(result()["environment"]["corpora"],
+            (Json{{"digits", "images-abc"}, {"other/run 1", "123"}}));
+  EXPECT_EQ(result()["environment"]["made_by"], (Json{{"other/run 1", "other 1.2"}}));
+  call({"--only", "F1"});  // needs none of it, and keeps what is known
+  EXPECT_EQ(result()["environment"]["made_by"], (Json{{"other/run 1", "other 1.2"}}));
+  EXPECT_NE(call({"--corpus", pictures(), "--corpus", product("456")})
+                .out.find("other/run 1 was 123 and is 456"),
+            std::string::npos);
+}
+
+TEST_F(ProductTest, WithoutItTheRowIsLeftOut) {
+  const Outcome outcome =
+      call({"--corpus", pictures(), "--no-corpus", "other/run 1=other is not installed"});
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(result()["claims"][1]["why"],
+            "Row F2 needs other/run 1, which is missing: other is not installed.");
+}
+
+TEST(NeedTest, ANameHasNoEqualsSign) {
+  for (const char* name : {"", "a=b", "a\tb"}) {
+    const Product product{name, "x.py", {}};
+    PAPERLAB_EXPECT_THROW(Need{product}, ValueError, "a product needs a name");
+  }
 }
 
 }  // namespace

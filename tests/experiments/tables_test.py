@@ -215,6 +215,15 @@ def test_each_machine_has_a_table(root: Path) -> None:
     assert text.index("Machine a-server.") < text.index("Machine desk:")
 
 
+def test_a_table_that_nobody_has_measured_yet(root: Path) -> None:
+    mark = "<!-- table: bench {}, if measured -->\n<!-- /table -->\n"
+    (root / "README.md").write_text(mark.format("other") + mark.format("sample-paper"))
+    tables.main(["--root", str(root)])
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.index("Not measured yet.") < text.index("Machine desk:")
+    assert text.count("Not measured yet.") == 1
+
+
 def test_check_names_the_stale_file_and_changes_nothing(root: Path, run_script: Run) -> None:
     done = run_script("tables.py", "--root", root, "--check")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

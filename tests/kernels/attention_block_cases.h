@@ -59,6 +59,22 @@ testing::AssertionResult is_right(const BlockCase& block_case, Run run) {
   return result;
 }
 
+// Of the forward pass and, after it, of the backward pass.
+inline testing::AssertionResult have_same_bits(const AttentionTensors& a, const AttentionTensors& b,
+                                               Direction direction = Direction::kBoth) {
+  const auto are_same = [](const auto& of_a, const auto& of_b) {
+    bool are = true;
+    for (std::size_t i = 0; i < of_a.size(); ++i) {
+      are = are && of_a[i]->all_bytes() == of_b[i]->all_bytes();
+    }
+    return are;
+  };
+  const bool are =
+      are_same(a.forward_results(), b.forward_results()) &&
+      (direction == Direction::kForward || are_same(a.backward_results(), b.backward_results()));
+  return are ? testing::AssertionSuccess() : testing::AssertionFailure() << literal_of(a.of);
+}
+
 // ---------------------------------------------------------------------------------------------
 
 inline void add_in_each_dtype(std::vector<BlockCase>& cases, AttentionCase of,
@@ -196,8 +212,8 @@ inline std::vector<BlockCase> key_ranges() {
 
 inline std::vector<BlockCase> layouts() {
   std::vector<BlockCase> cases;
-  for (const AttentionLayout layout :
-       {AttentionLayout::kBHTD, AttentionLayout::kBTHD, AttentionLayout::kPadded}) {
+  for (const AttentionLayout layout : {AttentionLayout::kBHTD, AttentionLayout::kBTHD,
+                                       AttentionLayout::kPadded, AttentionLayout::kShared}) {
     for (const std::int64_t offset : {0, 1}) {
       add_in_each_dtype(cases, {.batch = 2,
                                 .num_heads = 2,

@@ -14,9 +14,12 @@
 #include "kernels/attention/block_hopper.h"
 #include "kernels/attention/cuda_hopper.h"
 #include "kernels/attention/cuda_launch.h"
+#include "kernels/common/cuda/tma_map.h"
+#include "paperlab/core/error.h"
 #include "tests/kernels/attention_hopper_cases.h"
 #include "tests/support/attention_hopper_emulation.h"
 #include "tests/support/attention_hopper_roles.h"
+#include "tests/support/shared_accesses.h"
 
 namespace paperlab::kernels {
 namespace {
@@ -213,6 +216,35 @@ TEST(RolesTest, FaultsOfARingAreFound) {
   EXPECT_THROW(Ring(true).run(2, 0, 0), std::logic_error);  // copies under way at the end
 }
 
+TEST(SharedAccessesTest, WhatABarrierMustBeBetweenIsFound) {
+  constexpr int kOther = kWarp;  // a thread of another warp
+  test::SharedAccesses of(64);
+  of.write(0, 0);
+  of.read(0, 31);  // the same warp
+  EXPECT_THROW(of.read(15, kOther), std::logic_error);
+  EXPECT_THROW(of.begin_product(0), std::logic_error);
+  of.barrier(/*shows_writes=*/false);
+  of.read(0, kOther);
+  EXPECT_THROW(of.begin_product(0), std::logic_error);  // ordered, but not shown
+  of.barrier(/*shows_writes=*/true);
+  of.begin_product(0);
+  of.write(16, 0);  // elsewhere
+  EXPECT_THROW(of.write(0, 0), std::logic_error);
+  of.barrier(/*shows_writes=*/true);
+  EXPECT_THROW(of.write(0, 0), std::logic_error);  // still under way
+  of.end_product(0);
+  EXPECT_THROW(of.write(0, 0), std::logic_error);  // other warps' may be
+  of.barrier(/*shows_writes=*/false);
+  of.write(0, 0);
+}
+
+TEST(TensorMapTest, AnErrorSaysWhatTheDriverWasTold) {
+  const BoxTensor tensor{nullptr, DType::kBFloat16, {72, 5, 3, 2}, {160, 800, 2400}, 128};
+  EXPECT_EQ(text_of(tensor),
+            "bfloat16 of sizes [72, 5, 3, 2] (columns, rows, heads, batch) at 0x0 with "
+            "strides of [160, 800, 2400] bytes in boxes of 128 rows");
+}
+
 // --- which problems ----------------------------------------------------------------------------
 
 bool takes_hopper(const AttentionCase& of) {
@@ -258,6 +290,14 @@ TEST(HopperProblemTest, LeavesRepeatedKeysToOtherBlocks) {
   EXPECT_FALSE(fits_hopper(forward_launch(in, out, nullptr)));
 }
 
+// Rows are counted in 32 bits on a GPU, for any blocks.
+TEST(HopperProblemTest, TooManyRowsAreRefused) {
+  AttentionTensors tensors({.num_queries = 1, .num_keys = 1, .dtype = DType::kBFloat16});
+  AttentionInputs in = tensors.inputs();
+  in.query.size[2] = std::int64_t{1} << 31;
+  EXPECT_THROW(forward_launch(in, tensors.outputs(), nullptr), ShapeError);
+}
+
 // --- the block ---------------------------------------------------------------------------------
 
 testing::AssertionResult is_right(const BlockCase& of, EmulatedOrder order) {
@@ -284,13 +324,17 @@ TEST_P(AttentionHopperCaseTest, IsWithinTheBound) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionHopperCaseTest, testing::ValuesIn(test::kBlockCases),
                          test::block_cases_name);
+INSTANTIATE_TEST_SUITE_P(OwnCases, AttentionHopperCaseTest, testing::ValuesIn(test::kHopperCases),
+                         test::block_cases_name);
 
-TEST(AttentionHopperTest, RoundsOfTheRingAreWithinTheBound) {
-  bool is_late = false;
-  for (const BlockCase& of : test::ring_rounds()) {
-    ASSERT_TRUE(takes_hopper(of.of));
-    EXPECT_TRUE(is_right(of, is_late ? EmulatedOrder::kReversed : EmulatedOrder::kForward));
-    is_late = !is_late;
+// Keys that several heads or batch rows share by strides of 0 are no boxes.
+TEST(AttentionHopperTest, TakesItsOwnCasesButForRepeatedKeys) {
+  for (const test::BlockCases& cases : test::kHopperCases) {
+    for (const BlockCase& of : cases.make()) {
+      const bool is_repeated = of.of.layout == test::AttentionLayout::kShared &&
+                               (of.of.batch > 1 || of.of.num_kv_heads > 1);
+      EXPECT_EQ(takes_hopper(of.of), !is_repeated) << cases.name;
+    }
   }
 }
 
@@ -316,10 +360,7 @@ TEST(AttentionHopperTest, TheOrderOfRolesDoesNotMatter) {
     AttentionTensors reversed(of.of);
     EXPECT_TRUE(emulate_attention_hopper(tensors));
     EXPECT_TRUE(emulate_attention_hopper(reversed, EmulatedOrder::kReversed));
-    for (std::size_t i = 0; i < tensors.forward_results().size(); ++i) {
-      EXPECT_EQ(tensors.forward_results()[i]->all_bytes(),
-                reversed.forward_results()[i]->all_bytes());
-    }
+    EXPECT_TRUE(test::have_same_bits(tensors, reversed, Direction::kForward));
   }
 }
 

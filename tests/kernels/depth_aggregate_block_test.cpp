@@ -163,24 +163,16 @@ TEST(DepthBlockTest, SplitsOfTokensAreFewAndCoverThem) {
 // -----------------------------------------------------------------------------------------
 
 TEST(DepthBlockTest, TheSumAndItsGradientsAreWithinTheBound) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_sum_shapes()) {
-      Case of(dtype, shape);
-      Case reversed = of;
-      expect_right_sum(emulated(), of, shape.n % shape.j);
-      expect_right_sum(emulated(true), reversed, shape.n % shape.j);
-      EXPECT_TRUE(same_results(of, reversed)) << name(of);
-    }
-  }
+  for_gpu_cases(gpu_sum_shapes(), [](Case& of) {
+    Case reversed = of;
+    expect_right_sum(emulated(), of, of.shape.n % of.shape.j);
+    expect_right_sum(emulated(true), reversed, of.shape.n % of.shape.j);
+    EXPECT_TRUE(same_results(of, reversed)) << name(of);
+  });
 }
 
 TEST(DepthBlockTest, StaticWeights) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_static_shapes()) {
-      Case of(dtype, shape);
-      expect_right_static_weights(emulated(), of);
-    }
-  }
+  for_gpu_cases(gpu_static_shapes(), [](Case& of) { expect_right_static_weights(emulated(), of); });
 }
 
 // A gradient that is absent is zeros as a stream's, and not wanted as a source's.
@@ -273,13 +265,10 @@ TEST(DepthBlockTest, OddPlaces) {
 // --------------------------------------------------------------------------------
 
 TEST(DepthBlockTest, TheGeneratorAndItsGradientsAreWithinTheBound) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_generator_shapes()) {
-      Case of(dtype, shape);
-      of.gelu = shape.n % 2 == 0 ? GeluForm::kTanh : GeluForm::kExact;
-      expect_right_generator(emulated(), of);
-    }
-  }
+  for_gpu_cases(gpu_generator_shapes(), [](Case& of) {
+    of.gelu = of.shape.n % 2 == 0 ? GeluForm::kTanh : GeluForm::kExact;
+    expect_right_generator(emulated(), of);
+  });
 }
 
 // Several splits of the tokens and parts of the rows.
@@ -294,21 +283,12 @@ TEST(DepthBlockTest, ParametersOfManyTokens) {
 }
 
 TEST(DepthBlockTest, AStepIsItsParts) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_step_shapes()) {
-      Case whole(dtype, shape);
-      expect_step_is_its_parts(emulated(), whole);
-    }
-  }
+  for_gpu_cases(gpu_step_shapes(), [](Case& of) { expect_step_is_its_parts(emulated(), of); });
 }
 
 TEST(DepthBlockTest, MatricesMayLieTurnedOver) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_turned_shapes()) {
-      Case of(dtype, shape);
-      expect_same_with_turned_matrices(emulated(), of);
-    }
-  }
+  for_gpu_cases(gpu_turned_shapes(),
+                [](Case& of) { expect_same_with_turned_matrices(emulated(), of); });
 }
 
 TEST(DepthBlockTest, WhatIsNotWantedIsNotNeeded) {

@@ -235,4 +235,15 @@ inline void expect_same_with_turned_matrices(const MakeForms& make, Case& of) {
                "grad_w2");
 }
 
+// Calls check(case) of each shape in each of the GPU's dtypes.
+template <class Check>
+void for_gpu_cases(const std::vector<Shape>& shapes, Check check) {
+  for (const DType dtype : kGpuDTypes) {
+    for (const Shape& shape : shapes) {
+      Case of(dtype, shape);
+      check(of);
+    }
+  }
+}
+
 }  // namespace paperlab::kernels::depth_test

@@ -188,37 +188,30 @@ MakeForms on_gpu() {
 }
 
 TEST_F(GpuDepthAggregateTest, TheSumAndItsGradientsAreWithinTheBound) {
+  for_gpu_cases(gpu_sum_shapes(), [](Case& of) {
+    Case again = of;
+    expect_right_sum(on_gpu(), of, of.shape.n % of.shape.j);
+    expect_right_sum(on_gpu(), again, of.shape.n % of.shape.j);
+    EXPECT_TRUE(same_results(of, again)) << name(of) << ": other bits in another run";
+  });
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_sum_shapes()) {
-      Case of(dtype, shape);
-      Case again = of;
-      expect_right_sum(on_gpu(), of, shape.n % shape.j);
-      expect_right_sum(on_gpu(), again, shape.n % shape.j);
-      EXPECT_TRUE(same_results(of, again)) << name(of) << ": other bits in another run";
-    }
     Case large(dtype, {1000, 1024, 9, 4, 0});
     expect_right_sum(on_gpu(), large, 4);
   }
 }
 
 TEST_F(GpuDepthAggregateTest, StaticWeights) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_static_shapes()) {
-      Case of(dtype, shape);
-      expect_right_static_weights(on_gpu(), of);
-    }
-  }
+  for_gpu_cases(gpu_static_shapes(), [](Case& of) { expect_right_static_weights(on_gpu(), of); });
 }
 
 TEST_F(GpuDepthAggregateTest, TheGeneratorAndItsGradientsAreWithinTheBound) {
+  for (const GeluForm gelu : {GeluForm::kExact, GeluForm::kTanh}) {
+    for_gpu_cases(gpu_generator_shapes(), [=](Case& of) {
+      of.gelu = gelu;
+      expect_right_generator(on_gpu(), of);
+    });
+  }
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_generator_shapes()) {
-      for (const GeluForm gelu : {GeluForm::kExact, GeluForm::kTanh}) {
-        Case of(dtype, shape);
-        of.gelu = gelu;
-        expect_right_generator(on_gpu(), of);
-      }
-    }
     Case of(dtype, {1100, 256, 6, 4, 24});
     Case again = of;
     expect_right_generator(on_gpu(), of);
@@ -228,23 +221,16 @@ TEST_F(GpuDepthAggregateTest, TheGeneratorAndItsGradientsAreWithinTheBound) {
 }
 
 TEST_F(GpuDepthAggregateTest, AStepIsItsParts) {
+  for_gpu_cases(gpu_step_shapes(), [](Case& of) { expect_step_is_its_parts(on_gpu(), of); });
   for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_step_shapes()) {
-      Case whole(dtype, shape);
-      expect_step_is_its_parts(on_gpu(), whole);
-    }
     Case large(dtype, {700, 512, 5, 4, 20});
     expect_step_is_its_parts(on_gpu(), large);
   }
 }
 
 TEST_F(GpuDepthAggregateTest, MatricesMayLieTurnedOver) {
-  for (const DType dtype : kGpuDTypes) {
-    for (const Shape& shape : gpu_turned_shapes()) {
-      Case of(dtype, shape);
-      expect_same_with_turned_matrices(on_gpu(), of);
-    }
-  }
+  for_gpu_cases(gpu_turned_shapes(),
+                [](Case& of) { expect_same_with_turned_matrices(on_gpu(), of); });
 }
 
 // Needs no GPU.

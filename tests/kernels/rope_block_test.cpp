@@ -14,8 +14,7 @@ namespace paperlab::kernels {
 namespace {
 
 using rope_cases::Case;
-using rope_cases::expect_right;
-using rope_cases::Sizes;
+using rope_cases::kCudaDTypes;
 
 void emulate(const Rope& problem, void* out, bool is_reversed = false) {
   with_element(problem.x.dtype, [&](auto element) {
@@ -27,23 +26,9 @@ void emulate(const Rope& problem, void* out, bool is_reversed = false) {
   });
 }
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-
 TEST(RopeBlockTest, RotationIsWithinTheBoundAndOtherLanesAreCopied) {
-  std::vector<Sizes> all = rope_cases::odd_sizes();
-  all.push_back({1, 3, 17, 64, 16});     // a part of a head, in packs
-  all.push_back({1, 1, 17, 1300, 600});  // more packs than threads, heads in several rounds
-  for (const DType dtype : kDTypes) {
-    for (const Sizes& size : all) {
-      for (const std::int64_t table_batch : {std::int64_t{1}, size.batch}) {
-        for (const bool inverse : {false, true}) {
-          Case of(dtype, size, inverse ? 0 : 3, table_batch);
-          emulate(of.problem(inverse), of.out.data());
-          expect_right(of, inverse);
-        }
-      }
-    }
-  }
+  rope_cases::expect_right_of_all(
+      [](Case& of, bool inverse) { emulate(of.problem(inverse), of.out.data()); });
 }
 
 TEST(RopeBlockTest, ARowThatManyShareIsReadWhereItLies) {
@@ -61,7 +46,7 @@ TEST(RopeBlockTest, ARowThatManyShareIsReadWhereItLies) {
 }
 
 TEST(RopeBlockTest, OrderOfThreadsAndBlocksDoesNotMatter) {
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : kCudaDTypes) {
     Case forward(dtype, {2, 20, 9, 96, 40}, 0, 2);
     Case reversed = forward;
     emulate(forward.problem(false), forward.out.data());

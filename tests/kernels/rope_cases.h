@@ -154,4 +154,29 @@ inline void expect_right(const Case& of, bool inverse) {
   }
 }
 
+// --- the GPU's kernel, on a GPU and block by block on the CPU ------------------------------------
+
+inline constexpr DType kCudaDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
+                                        DType::kFloat64};
+
+// After run(case, inverse): odd shapes, rows side by side and with gaps, a table for all batch rows
+// and one for each.
+template <class Run>
+void expect_right_of_all(Run run) {
+  std::vector<Sizes> all = odd_sizes();
+  all.push_back({1, 3, 17, 64, 16});     // a part of a head, in packs
+  all.push_back({1, 1, 17, 1300, 600});  // more packs than threads, heads in several rounds
+  for (const DType dtype : kCudaDTypes) {
+    for (const Sizes& size : all) {
+      for (const std::int64_t table_batch : {std::int64_t{1}, size.batch}) {
+        for (const bool inverse : {false, true}) {
+          Case of(dtype, size, inverse ? 0 : 3, table_batch);
+          run(of, inverse);
+          expect_right(of, inverse);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace paperlab::kernels::rope_cases

@@ -12,8 +12,7 @@ namespace paperlab::kernels {
 namespace {
 
 using rope_cases::Case;
-using rope_cases::expect_right;
-using rope_cases::Sizes;
+using rope_cases::kCudaDTypes;
 
 class GpuRopeTest : public test::GpuTest {};
 
@@ -29,27 +28,12 @@ void run(Case& of, bool inverse) {
   device.download();
 }
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
-
 TEST_F(GpuRopeTest, RotationIsWithinTheBoundAndOtherLanesAreCopied) {
-  std::vector<Sizes> all = rope_cases::odd_sizes();
-  all.push_back({1, 3, 17, 64, 16});     // a part of a head, in packs
-  all.push_back({1, 1, 17, 1300, 600});  // more packs than threads, heads in several rounds
-  for (const DType dtype : kDTypes) {
-    for (const Sizes& size : all) {
-      for (const std::int64_t table_batch : {std::int64_t{1}, size.batch}) {
-        for (const bool inverse : {false, true}) {
-          Case of(dtype, size, inverse ? 0 : 3, table_batch);
-          run(of, inverse);
-          expect_right(of, inverse);
-        }
-      }
-    }
-  }
+  rope_cases::expect_right_of_all(run);
 }
 
 TEST_F(GpuRopeTest, HasTheSameBitsInEveryRun) {
-  for (const DType dtype : kDTypes) {
+  for (const DType dtype : kCudaDTypes) {
     Case first(dtype, {2, 300, 32, 128, 64}, 0, 1);
     Case again = first;
     run(first, false);

@@ -70,6 +70,55 @@ def test_the_plan_fits_the_limit_where_the_build_is_quick(tmp_path: Path) -> Non
         assert not each.required
 
 
+def test_the_python_tests_are_planned_for_the_tree_that_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {p.name: p for p in run_gpu_parts.plan(tmp_path, tmp_path, "python", 16)}
+    names = list(parts)
+    assert names.index("python_tests") == names.index("tests") + 1
+    planned = parts["python_tests"]
+    assert planned.required and planned.reads == "pytest" and planned.missing == ""
+    assert planned.command[:3] == ("python", "-m", "pytest")
+    assert f"pythonpath={tmp_path / 'python'}" in planned.command
+    files = [word for word in planned.command if word.endswith("_test.py")]
+    assert all((ROOT / file).is_file() for file in files)
+    assert {ROOT / file for file in files} == set((ROOT / "tests/python").glob("gpu_*_test.py"))
+    monkeypatch.setattr(run_gpu_parts.importlib.util, "find_spec", lambda name: None)
+    without = run_gpu_parts.python_tests(tmp_path, "python")
+    assert without.missing == "this Python has no pytest, numpy, torch"
+
+
+PYTEST_LOG = "tests/python/gpu_a_test.py::test_b[x-cuda] {} [ 50%]"
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome", "why"),
+    [
+        (["PASSED"], "passed", None),
+        (["PASSED", "SKIPPED (needs a GPU)"], "failed", "tests were skipped"),
+        ([], "failed", "no tests ran"),
+    ],
+)
+def test_python_tests_pass_if_all_ran(
+    tmp_path: Path, lines: list[str], outcome: str, why: str | None
+) -> None:
+    code = f"print({chr(10).join(PYTEST_LOG.format(line) for line in lines)!r})"
+    status, report = run(tmp_path, [part("python_tests", code, reads="pytest")])
+    assert (status == 0) == (outcome == "passed")
+    assert outcomes(report) == [outcome] and report["parts"][0].get("why") == why
+    assert [test["outcome"] for test in report["tests"]] == [
+        line.split()[0].capitalize() for line in lines
+    ]
+
+
+def test_a_part_that_cannot_run_here_says_so(tmp_path: Path) -> None:
+    parts = [part("python_tests", missing="this Python has no pytest"), part("b")]
+    status, report = run(tmp_path, parts)
+    assert status == 1 and report["outcome"] == "incomplete"
+    assert outcomes(report) == ["not run", "passed"]
+    assert report["parts"][0]["why"] == "this Python has no pytest"
+
+
 def test_parts_run_in_order_and_outcomes_are_joined(tmp_path: Path) -> None:
     bench = "import json; value = {'machine': 'm', 'rows': [{'case': 'a'}]};"
     bench += "json.dump(value, open('PARTS/b.json', 'w'))"

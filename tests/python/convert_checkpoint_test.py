@@ -196,3 +196,42 @@ def test_the_command(source, tmp_path, capsys):
     assert main([str(source), str(out), "--dtype", "float16"]) == 1
     assert "is there and is not empty" in capsys.readouterr().err
     assert main([str(source), str(out), "--dtype", "float16", "--force"]) == 0
+
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+ENCODERS = {
+    "BertForMaskedLM": {"model_type": "bert", "vocab_size": 30, "max_position_embeddings": 12},
+    "DebertaV2ForSequenceClassification": {
+        "model_type": "deberta-v2",
+        "vocab_size": 30,
+        "max_position_embeddings": 12,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+    },
+    "ViTForImageClassification": {"model_type": "vit", "image_size": 8, "patch_size": 4},
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder(name, tmp_path):
+    config = SMALL | ENCODERS[name] | {"architectures": [name]}
+    model = nn.from_config(config, seed=3)
+    model.save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "preprocessor_config.json").write_text("{}")
+    out = convert.checkpoint(tmp_path / "source", tmp_path / "out", dtype="bfloat16")
+    assert (out / "preprocessor_config.json").read_text() == "{}"
+    before, after = tensors_of(tmp_path / "source"), tensors_of(out)
+    assert {n: x.bfloat16().tolist() for n, x in before.items()} == {
+        n: x.tolist() for n, x in after.items()
+    }
+    read = nn.load(out)
+    assert type(read) is type(model) and {p.dtype for p in read.parameters()} == {torch.bfloat16}
+    rows = torch.arange(2 * 3 * 64).reshape(2, 3, 8, 8) % 7 / 7.0
+    given = rows if name.startswith("ViT") else torch.arange(10).reshape(2, 5)
+    wanted = model.bfloat16()(given)
+    assert torch.equal(read(given), wanted)

@@ -37,7 +37,7 @@ def test_list_before_and_after_a_fetch(uk: Archive, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert "manual-pages: manual pages of Linux in nine languages" in out
     assert out.count("  not fetched\n".lstrip()) == 15
-    assert out.count("  comes with paperlab\n".lstrip()) == 6
+    assert out.count("  comes with paperlab\n".lstrip()) == 7
     assert not uk.cache.exists()
     main(["fetch", "manual-pages", "--domains=uk,zh"])
     capsys.readouterr()

@@ -117,7 +117,7 @@ def test_the_hash_is_that_of_the_manifest(two: Archive, tmp_path: Path) -> None:
     assert data.load("manual-pages", ["uk"]).sha256 == alone
     # Another machine, another order: the same bytes.
     other = tmp_path / "other"
-    data.fetch("manual-pages", ["zh"], cache=other)
+    data.fetch("manual-pages", ["zh"], cache=str(other))
     data.fetch("manual-pages", ["uk"], cache=other)
     assert (other / "data/manual-pages/manifest.json").read_bytes() == path.read_bytes()
 
@@ -290,7 +290,7 @@ def test_the_sample_needs_no_fetch(archive: Archive) -> None:
 
 
 def test_recipes_are_listed() -> None:
-    assert data.recipes()["code"] == ["c", "python"] and len(data.recipes()) == 6
+    assert data.recipes()["code"] == ["c", "python"] and len(data.recipes()) == 7
 
 
 def test_temporary_files_and_old_folders_are_removed(two: Archive) -> None:
@@ -383,7 +383,7 @@ def test_the_real_manual_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         missing = data.fetch("manual-pages", cache=tmp_path)
         if len(missing) == 9:
             pytest.skip(f"not in the cache, and cannot be fetched: {missing['en']}")
-        corpus = data.load("manual-pages", cache=tmp_path)
+        corpus = data.load("manual-pages", cache=str(tmp_path))
     assert corpus.missing == {}
     for domain, record in corpus.manifest.items():
         assert sum(record["bytes"].values()) > 2e6, domain

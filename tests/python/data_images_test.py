@@ -1,6 +1,7 @@
 """Pictures: Fashion-MNIST's idx files and scikit-learn's digits."""
 
 import gzip
+import hashlib
 import struct
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_bad_idx_files(name: str, change, reason: str) -> None:
 def test_bad_digits(content: bytes, reason: str) -> None:
     with pytest.raises(PackageError, match=reason):
         read_digits({"digits.csv.gz": content})
+
+
+def test_the_sample_needs_no_fetch(archive: Archive) -> None:
+    images = data.load_images("sample-images")
+    assert archive.calls == []
+    assert {split: labels.shape for split, (_, labels) in images.items()} == {
+        "train": (120,),
+        "test": (60,),
+    }
+    seen = np.vstack([pixels.reshape(-1, 64) for pixels, _ in images.values()])
+    assert len(np.unique(seen, axis=0)) == len(seen) and set(seen.ravel().tolist()) == {0, 16}
+    for _, labels in images.values():
+        assert np.bincount(labels).min() == np.bincount(labels).max()  # as many of each class
+    manifest = (images.folder / "manifest.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest() == images.sha256
 
 
 def test_pictures_that_are_not_there(archive: Archive) -> None:

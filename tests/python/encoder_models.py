@@ -126,6 +126,10 @@ CASES = {
         "DebertaV2Model",
         {**_SIZES, **_RELATIVE, **_ONE_TERM, "pos_att_type": ["p2c"], "share_att_key": False},
     ),
+    "deberta_no_words": (
+        "DebertaV2Model",
+        {**_SIZES, **_RELATIVE, "hidden_size": 32, "pos_att_type": "", "share_att_key": False},
+    ),
     "deberta_absolute": (
         "DebertaV2ForSequenceClassification",
         {**_SIZES, "hidden_size": 32, "type_vocab_size": 2},
@@ -134,6 +138,10 @@ CASES = {
     "vit_oblong": (
         "ViTForImageClassification",
         {**_VIT, "image_size": [13, 8], "patch_size": [3, 4], "qkv_bias": False},
+    ),
+    "vit_wide_heads": (
+        "ViTForImageClassification",
+        {**_VIT, "num_attention_heads": 5, "head_dim": 6},
     ),
     "vit_states": ("ViTModel", {**_VIT, "pooler_output_size": 10}),
 }

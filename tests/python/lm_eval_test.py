@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import tiny_decoder
+import tokenizers
 import torch
 import transformers
 from paperlab import nn
@@ -142,11 +143,14 @@ def test_the_answers_come_in_the_order_of_the_requests(lm):
         ("ab", {"do_sample": False, "temperature": 0.0}, "cdefgh."),
         ("ab", {"do_sample": False, "temperature": 0.7}, "cdefgh."),
         ("x" * 100 + "ab", {"max_gen_toks": 60}, "cdefgh."),  # the last 4 tokens are read
+        ("ab", {"max_gen_toks": None, "max_tokens": 2, "max_new_tokens": 3}, "cde"),
+        ("ab", {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0}, "cdefgh."),
+        ("", {"max_gen_toks": 2}, "\0\0"),  # of the end token it knows nothing: byte 0
     ],
 )
 def test_generating(chain, context, settings, wanted):
     options = {"max_gen_toks": 40} | settings
-    if "max_new_tokens" in settings:
+    if "max_new_tokens" in settings and "max_tokens" not in settings:
         del options["max_gen_toks"]
     before = dict(options)
     assert chain.generate_until(ask(context, options)) == [wanted]
@@ -159,11 +163,56 @@ def test_sampling(chain, lm):
     assert texts == lm.generate_until(ask("fox", settings))
     assert texts != lm.generate_until(ask("fox", {"max_gen_toks": 8}))
     assert texts != lm.generate_until(ask("fox", {"max_gen_toks": 8, "do_sample": True}))
+    # A request that is repeated, as the harness repeats it, is drawn anew; others don't matter.
+    many = [Instance((text, settings)) for text in ("fox", "dog", "fox", "fox")]
+    first, _, second, third = lm.generate_until(many)
+    assert [first] == texts and len({first, second, third}) == 3
+
+
+def test_a_padding_token_in_a_context_is_read(directory, tmp_path):
+    """As the harness does: it pads with a mask, and ours are read one by one."""
+    model = tiny_decoder.random_model(pad_token_id=ord("o"), eos_token_id=tiny_decoder.END)
+    padded = bridge.Model(tiny_decoder.save(model, tmp_path))
+    plain = bridge.Model(directory)
+    requests = [Instance((text, {"max_gen_toks": 9})) for text in ("foo o", "o", "oooo The fox")]
+    assert padded.generate_until(requests) == plain.generate_until(requests)
+
+
+def test_a_special_token_in_until_ends(tmp_path):
+    model = tiny_decoder.chain_model(b"abc", tie_word_embeddings=False)
+    with torch.no_grad():  # c is followed by <|user|>, that by x without end
+        head = model.get_parameter("lm_head.weight")
+        head[:, ord("c")] = 0
+        head[tiny_decoder.USER, ord("c")] = 1
+        head[ord("x"), [tiny_decoder.USER, ord("x")]] = 1
+    lm = bridge.Model(tiny_decoder.save(model, tmp_path))
+    settings = {"max_gen_toks": 5}
+    assert lm.generate_until(ask("a", settings)) == ["bcxx"]  # itself it is no text
+    assert lm.generate_until(ask("a", settings | {"until": ["<|user|>"]})) == ["bc"]
+
+
+def test_special_tokens_of_the_tokenizer_come_before_a_text(directory, tmp_path):
+    tokenizer = tiny_decoder.byte_tokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", tiny_decoder.USER)]
+    )
+    tiny_decoder.save(nn.load(directory), tmp_path, tokenizer)
+    lm = bridge.Model(tmp_path)
+    first = tiny_decoder.USER
+    assert lm.encode("ab") == lm.encode("<|user|>ab") == [first, 97, 98]
+    assert bridge.Model(tmp_path, add_bos_token=False).encode("ab") == [97, 98]
+    assert bridge.Model(tmp_path, add_bos_token=True).encode("<|user|>a") == [first, first, 97]
+    wanted, _ = by_definition(lm, [first, 97], [98])
+    assert lm.loglikelihood(ask("a", "b"))[0][0] == close(wanted)
+    wanted, _ = by_definition(lm, [first], [97, 98])
+    assert lm.loglikelihood(ask("", "ab"))[0][0] == close(wanted)
+    assert lm.loglikelihood_rolling(ask("ab")) == [close(wanted)]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"num_beams": 1, "top_k": 5}, "known settings are until, .* got 'top_k'"),
         ({"num_beams": 4}, "known settings are until, .* got 'num_beams'"),
         ({"max_gen_toks": 0}, "max_gen_toks must be in"),
         ({"max_gen_toks": 64}, "must be less than the 64 tokens"),

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 from lora_cases import GOLDEN, TOKENS
-from paperlab import lora
+from paperlab import lora, nn
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -121,13 +121,108 @@ def test_the_base_of_an_adapted_head_must_be_the_models(folder):
         f"{key}lora_B.weight": torch.zeros(48, 4),
         f"{key}base_layer.weight": model.get_parameter("lm_head.weight").detach().clone(),
     }
-    safetensors.torch.save_file(tensors, folder / FILES[1])
+    safetensors.torch.save_file(tensors, folder / FILES[1], {"format": "pt"})
     assert lora.load(model, folder).names == ["lm_head"]
+    lora.save(model, folder / "again")
+    assert (folder / "again" / FILES[1]).read_bytes() == (folder / FILES[1]).read_bytes()
     lora.detach(model)
     tensors[f"{key}base_layer.weight"][3, 4] += 1
     safetensors.torch.save_file(tensors, folder / FILES[1])
     with pytest.raises(ValueError, match=r"base_layer.weight' must be the model's own weight"):
         lora.load(model, folder)
+
+
+VIT = {
+    "architectures": ["ViTForImageClassification"],
+    "model_type": "vit",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_channels": 1,
+    "image_size": 8,
+    "patch_size": 4,
+}
+# A layer's name in files and in the memory of transformers 5, where peft takes names from.
+VIT_NAMES = {
+    "vit.encoder.layer.1.attention.attention.query": "vit.layers.1.attention.q_proj",
+    "vit.encoder.layer.1.attention.output.dense": "vit.layers.1.attention.o_proj",
+    "vit.encoder.layer.0.intermediate.dense": "vit.layers.0.mlp.fc1",
+    "vit.encoder.layer.1.output.dense": "vit.layers.1.mlp.fc2",
+    "classifier": "classifier",
+}
+
+
+def test_modules_that_are_saved_whole(tmp_path):
+    """As peft has a classifier: its parameters are trained and stand in the file."""
+    model = nn.from_config(VIT, seed=1)
+    before = model.get_parameter("classifier.weight").detach().clone()
+    adapter = lora.attach(model, target_modules=["query"], modules_to_save=["classifier", "score"])
+    assert [list(p.shape) for p in adapter.parameters()[-2:]] == [[2, 16], [2]]
+    assert all(p.requires_grad for p in adapter.parameters())
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters()):
+            parameter.copy_(cases.noise(parameter.shape, i))
+    lora.save(model, tmp_path)
+    config = json.loads((tmp_path / FILES[0]).read_text())
+    assert config["modules_to_save"] == ["classifier", "score"]
+    stored = tensors_of(tmp_path)
+    head = {name for name in stored if "lora" not in name}
+    assert head == {f"base_model.model.classifier.{x}" for x in ("weight", "bias")}
+    other = nn.from_config(VIT, seed=1)
+    lora.load(other, tmp_path)
+    pixels = cases.noise((2, 1, 8, 8), 1).float()
+    logits = model(pixels)
+    assert torch.equal(other(pixels), logits)
+    lora.merge(other)
+    lora.detach(other, keep_merged=True)
+    assert (other(pixels) - logits).abs().max() <= 1e-5 * logits.abs().max()
+    lora.detach(model)
+    assert torch.equal(model.get_parameter("classifier.weight"), before)
+    assert torch.equal(model(pixels), nn.from_config(VIT, seed=1)(pixels))
+    assert all(p.requires_grad for p in model.parameters())
+    for name, value in (("weight", torch.zeros(3, 16)), ("bias", torch.tensor([1, torch.nan]))):
+        changed = stored | {f"base_model.model.classifier.{name}": value}
+        safetensors.torch.save_file(changed, tmp_path / FILES[1])
+        with pytest.raises(ValueError, match=rf"{FILES[1]}: tensor 'base_model.*{name}' "):
+            lora.load(model, tmp_path)
+    with pytest.raises(ValueError, match=r"attach: modules_to_save must name modules .*\['x'\]"):
+        lora.attach(model, target_modules=["query"], modules_to_save=["x"])
+    tied = cases.base(tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="must not hold the matrix of a tied head"):
+        lora.attach(tied, modules_to_save=["embed_tokens"])
+    assert torch.equal(tied(TOKENS), cases.base(tie_word_embeddings=True)(TOKENS))
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_names_of_either_version(is_new, tmp_path):
+    """They are read as they are written, and the rank is looked up by the name in the file."""
+    targets = [*(VIT_NAMES.values() if is_new else VIT_NAMES)]
+    options = {"r": 2, "target_modules": targets, "rank_pattern": {targets[0]: 3}}
+    model = nn.from_config(VIT, seed=1)
+    adapter = cases.random_adapter(model, **options)
+    assert sorted(adapter.names) == sorted(VIT_NAMES)
+    lora.save(model, tmp_path / "one")
+    stored = tensors_of(tmp_path / "one")
+    assert {*stored} == {f"base_model.model.{n}.lora_{x}.weight" for n in targets for x in "AB"}
+    assert stored[f"base_model.model.{targets[0]}.lora_A.weight"].shape == (3, 16)
+    other = nn.from_config(VIT, seed=1)
+    assert sorted(lora.load(other, tmp_path / "one").names) == sorted(VIT_NAMES)
+    pixels = cases.noise((2, 1, 8, 8), 1).float()
+    assert torch.equal(other(pixels), model(pixels))
+    lora.save(other, tmp_path / "two")
+    for name in FILES:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    sizes = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1}
+    neox = nn.from_config(sizes | {"model_type": "gpt_neox", "num_attention_heads": 2})
+    lora.attach(neox, target_modules=["lm_head" if is_new else "embed_out"])
+    assert lora.of(neox).names == ["embed_out"]
+    lora.save(neox, tmp_path / "neox")
+    assert all(("lm_head" in name) == is_new for name in tensors_of(tmp_path / "neox"))
+    lora.detach(neox)
+    assert lora.load(neox, tmp_path / "neox").names == ["embed_out"]
+    with pytest.raises(ValueError, match=r"must name linear layers .*query.* got 'q_prof'"):
+        lora.attach(nn.from_config(VIT), target_modules=["q_prof"])
 
 
 def test_targets_that_nobody_names_are_peft_s_own(folder):
@@ -148,7 +243,9 @@ def test_targets_that_nobody_names_are_peft_s_own(folder):
         ({"bias": "all"}, "bias must be 'none', got 'all'"),
         ({"fan_in_fan_out": 1}, "fan_in_fan_out must be True or False, got 1"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights must be .*, got 'pissa'"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save = \['lm_head'\] could change"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save must be a list of str or None, got 'lm_"),
+        ({"modules_to_save": ["lm_head"]}, r"has no tensor 'base_model.model.lm_head.weight'"),
+        ({"modules_to_save": ["mlp"]}, "must not hold a layer of target_modules, got model.layers"),
         ({"use_dora": True}, "use_dora = True could change the results"),
         ({"lora_bias": True}, "lora_bias = True could change"),
         ({"layers_to_transform": [0]}, r"layers_to_transform = \[0\] could change"),
@@ -167,6 +264,12 @@ def test_targets_that_nobody_names_are_peft_s_own(folder):
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern"),
         ({"rank_pattern": {"(?i)q_proj": 2}}, "rank_pattern must hold regular expressions"),
         ({"rank_pattern": {"a{99999999999}": 2}}, "rank_pattern must hold regular expressions"),
+        ({"target_modules": r".*(q)\1"}, "target_modules must hold .* groupref is not supported"),
+        ({"target_modules": "(?>q).*"}, "target_modules must hold .* atomic_group is not"),
+        ({"target_modules": "(" * 60 + ".*" + ")" * 60}, "nested at most 50 deep"),
+        ({"target_modules": "(" * 9999}, "target_modules must hold regular expressions"),
+        ({"target_modules": "q" * 99_999}, "more than 65536 letters"),
+        ({"alpha_pattern": {"q" * 299_999: 2}}, "alpha_pattern must have at most 262144 letters"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -3,7 +3,6 @@
 Both make the same sums in another order: 1e-16 for each of some thousand terms, in a few layers.
 """
 
-import contextlib
 import copy
 import itertools
 
@@ -11,23 +10,13 @@ import cca_models
 import decoder_models as models
 import mudd_models
 import paperlab
-import paperlab.ops as ops
 import pytest
 import torch
 import training_cases as cases
+from gpu_cases import backend
 from paperlab import cca, train
 
 CLOSE = 1e-11  # of the largest number
-
-
-@contextlib.contextmanager
-def backend(name):
-    before = ops.get_backend()
-    ops.set_backend(name)
-    try:
-        yield
-    finally:
-        ops.set_backend(before)
 
 
 def close(got, wanted, share=CLOSE):

@@ -204,14 +204,19 @@ def standard_deviations(name, init):
             result[n] = config.initializer_range
         elif init == "xavier":
             result[n] = math.sqrt(2 / sum(p.shape))
-        elif n.split(".")[-2] in ("o_proj", "down_proj", "dense", "dense_4h_to_h"):
-            result[n] = 2 / (layers * math.sqrt(width))
         else:
-            result[n] = math.sqrt(2 / (5 * width))
+            names = ("o_proj", "down_proj", "dense", "dense_4h_to_h")
+            is_output = n.split(".")[-2] in names
+            of_output = {
+                "gpt_neox": 2 / (layers * math.sqrt(width)),
+                "gpt2": config.initializer_range / math.sqrt(2 * layers),
+            }
+            others = {"gpt_neox": math.sqrt(2 / (5 * width)), "gpt2": config.initializer_range}
+            result[n] = (of_output if is_output else others)[init]
     return result
 
 
-@pytest.mark.parametrize("init", ["normal", "gpt_neox", "xavier"])
+@pytest.mark.parametrize("init", ["normal", "gpt_neox", "gpt2", "xavier"])
 @pytest.mark.parametrize("name", ["llama_biases_tied", "qwen3", "neox"])
 def test_initial_values(name, init):
     wanted = standard_deviations(name, init)

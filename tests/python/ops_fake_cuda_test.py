@@ -159,7 +159,7 @@ def by_torch(operator, *args, **kwargs):
 # Products of half types are theirs, with sums in float32, and no key has a float32 copy.
 @pytest.mark.parametrize("dtype", [LOW, HALF, FLOAT, DOUBLE], ids=str)
 def test_attention_by_torch_multiplies_in_the_inputs_dtype(cuda, dtype):
-    q, k = cuda(2, 4, 6, 8, dtype=dtype), cuda(2, 2, 700, 8, dtype=dtype)
+    q, k = cuda(2, 4, 6, 12, dtype=dtype), cuda(2, 2, 700, 12, dtype=dtype)
     (out, lse), forward = by_torch(OPS.attention, q, k, k)
     assert is_like(out, q) and is_like(lse, cuda(2, 4, 6, dtype=sums_of(dtype)))
     grads, backward = by_torch(OPS.attention_backward, out, lse, q, k, k, out, lse)
@@ -174,20 +174,57 @@ def test_attention_by_torch_multiplies_in_the_inputs_dtype(cuda, dtype):
         assert not [x for x in copied if x.dtype == dtype != FLOAT and x.shape[2] == 700]
 
 
-def test_values_are_checked_by_the_device(cuda):
+# What would be refused on the CPU is no assertion of the device, which no process survives.
+def test_values_on_a_gpu_are_not_asserted(cuda):
     x, start = cuda(2, 2, 9, 4, dtype=FLOAT), cuda(2, dtype=torch.int64)
-    _, calls = by_torch(OPS.group_pool, x, x, x, 2, 0, start)
-    messages = [args[1] for args in calls.named("aten._assert_async.msg")]
-    assert messages == [
-        "group_pool: start must be in 0..9",
-        "group_pool: query must hold the last token of every group, got 9 tokens",
-    ]
-    _, calls = by_torch(OPS.group_pool, None, x, x, 2, 0, start, "mean")
-    assert len(calls.named("aten._assert_async.msg")) == 1
-    _, calls = by_torch(OPS.attention, x, x, x, key_start=start)
-    assert [args[1] for args in calls.named("aten._assert_async.msg")] == [
-        "attention: key_start must be in 0..9"
-    ]
+    rows, u, w = cuda(3, 4, dtype=FLOAT), cuda(6, dtype=FLOAT), cuda(6, 6, dtype=FLOAT)
+    target = cuda(3, dtype=torch.int64)
+    for operator, *arguments in (
+        (OPS.group_pool, x, x, x, 2, 0, start),
+        (OPS.group_pool, None, x, x, 2, 0, start, "mean"),
+        (OPS.group_pool_backward, x[:, :, :4], x[:, :, :4], x, x, x, 2, 0, start),
+        (OPS.attention, x, x, x, True, None, None, start, start),
+        (OPS.linear_cross_entropy, rows, rows, target),
+        (OPS.even_pairs_loss, u, w),
+        (OPS.even_pairs_loss_backward, u.sum(), u, w, 2.0),
+    ):
+        _, calls = by_torch(operator, *arguments)
+        assert calls.calls and not [name for name, _ in calls.calls if "assert" in name]
+
+
+# Dense and full attention of half types; gradients and everything else are chunks.
+@pytest.mark.parametrize("dtype", [LOW, HALF], ids=str)
+def test_attention_by_torch_is_flash_where_it_can_be(cuda, dtype):
+    flash = "aten._scaled_dot_product_flash_attention.default"
+
+    def calls_of(queries, keys, width=16, heads=4, **options):
+        q = cuda(2, heads, queries, width, dtype=dtype)
+        k = cuda(2, 2, keys, width, dtype=dtype)
+        (out, lse), calls = by_torch(OPS.attention, q, k, k, **options)
+        assert is_like(out, q) and is_like(lse, cuda(2, heads, queries, dtype=FLOAT))
+        _, backward = by_torch(OPS.attention_backward, out, lse, q, k, k, out, lse, **options)
+        assert not backward.named(flash)
+        return calls.named(flash)
+
+    for queries, keys, options, is_causal in (
+        (7, 7, {}, True),
+        (3, 9, {}, True),  # the last rows of nine
+        (1, 9, {}, False),
+        (7, 7, {"window": 7}, True),
+        (5, 3, {"causal": False}, False),
+    ):
+        (arguments,) = calls_of(queries, keys, **options)
+        assert arguments[3:5] == ((0.0, True) if is_causal else ())  # the defaults
+    bound = cuda(2, dtype=torch.int64)
+    for queries, keys, options in (
+        (7, 7, {"window": 6}),
+        (5, 3, {}),  # rows without keys
+        (7, 7, {"key_start": bound}),
+        (7, 7, {"key_end": bound}),
+        (7, 7, {"width": 12}),
+        (7, 7, {"scale": -1.0}),
+    ):
+        assert not calls_of(queries, keys, **options)
 
 
 def block(make, dtype):

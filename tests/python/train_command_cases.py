@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import training_cases as cases
@@ -85,10 +85,11 @@ def run(*arguments: object) -> int:
         return int(str(leave.code))
 
 
-def start(package: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(package: Path, *arguments: object, stdin: IO[str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "paperlab", "train", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(package), "PAPERLAB_NUM_THREADS": "1"},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from paperlab import nn
+from paperlab._commands import _train_processes
 from train_command_cases import Capture, Write, read_json, run, start
 
 pytestmark = pytest.mark.usefixtures("train_cache", "train_thread")
@@ -27,6 +29,14 @@ def wait_for(work: subprocess.Popen[str], metrics: Path, lines: int) -> None:
         time.sleep(0.002)
 
 
+def lives(process: int) -> bool:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return False
+    return fields[0] != "Z"
+
+
 def losses(out: Path) -> list[float]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(len(lines)))
@@ -39,6 +49,7 @@ def test_killed_interrupted_and_finished_by_one(
     path = write(training={"steps": 300, "checkpoint_every": 1000}, eval={"every": 100})
     whole, parts = tmp_path / "whole/out", tmp_path / "parts/out"
     words = ["--config", path, "--out", parts, "--processes", "2"]
+    temporary = set(Path(tempfile.gettempdir()).glob("paperlab-*"))
 
     work = start(package_path, *words)
     wait_for(work, parts / "metrics.jsonl", 20)
@@ -51,6 +62,20 @@ def test_killed_interrupted_and_finished_by_one(
     (checkpoint,) = parts.glob("checkpoint-*")
     done = len(losses(parts))
     assert checkpoint.name == f"checkpoint-{done:08}" and done >= 20
+
+    # The first is killed: another one keeps the last step and ends.
+    with open(path) as config:
+        work = start(package_path, "--config", "/dev/stdin", *words[2:], stdin=config)
+    wait_for(work, parts / "metrics.jsonl", done + 20)
+    (child,) = children_of(work)
+    work.kill()
+    work.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while lives(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    done = len(losses(parts))
+    assert (parts / f"checkpoint-{done:08}").is_dir()
 
     work = start(package_path, *words)
     wait_for(work, parts / "metrics.jsonl", done + 20)
@@ -66,6 +91,37 @@ def test_killed_interrupted_and_finished_by_one(
     assert read_json(parts / "result.json")["steps"] == 300
     assert nn.load(parts / "model").vocab_size == nn.load(whole / "model").vocab_size
     assert not list(parts.rglob("*.tmp"))
+    assert set(Path(tempfile.gettempdir()).glob("paperlab-*")) <= temporary
+
+
+def test_one_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_train_processes, "_FOLLOW", "import time; time.sleep(60)")
+    monkeypatch.setattr(_train_processes, "_START", 0.1)
+    monkeypatch.setattr(_train_processes, "_PATIENCE", 0.1)
+    with (
+        pytest.raises(OSError, match=r"^process 1 did not start within 0\.1 s$"),
+        _train_processes.followers(2, {}),
+    ):
+        pass
+    monkeypatch.setattr(_train_processes, "_START", 60.0)
+    monkeypatch.setattr(_train_processes, "_FOLLOW", "import sys; sys.exit('no room')")
+    with (
+        pytest.raises(OSError, match=r"^process 1 did not start; process 1: no room$"),
+        _train_processes.followers(2, {}),
+    ):
+        pass
+
+
+def test_the_optimizer_may_be_sharded(write: Write, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    path = write(training={"steps": 2, "shard_optimizer": True})
+    assert run("--config", path, "--out", out) == 0
+    assert read_json(out / "run.json")["config"]["training"]["shard_optimizer"] is True
+    # It says nothing about the numbers: a run goes on without.
+    longer = write(training={"steps": 2, "shard_optimizer": False, "keep": 3})
+    assert run("--config", longer, "--out", out) == 0
+    assert run("--config", path, "--out", out, "--set=training.shard_optimizer=1") == 2
+    assert "training.shard_optimizer must be true or false, got 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

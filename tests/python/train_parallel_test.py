@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 import train_parallel_worker as worker
 import training_cases as cases
-from paperlab import nn, train
+from paperlab import _processes, nn, train
 from train_parallel_worker import KEPT, RATE, RUNS, Stateful, batch, run
 
 WORKER = str(Path(__file__).with_name("train_parallel_worker.py"))
@@ -40,12 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment() -> dict[str, str]:
     paths = os.pathsep.join([str(Path(nn.__file__).parent.parent), str(Path(WORKER).parent)])
     extra = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return {**os.environ, **extra}
+    return {**os.environ, **extra, "PAPERLAB_PROCESS_TIMEOUT": "77"}
 
 
-def results_of(folder: Path, kind: str, ranks: int) -> Results:
+def results_of(folder: Path, kind: str, ranks: Sequence[int]) -> Results:
     results = []
-    for rank in range(ranks):
+    for rank in ranks:
         values = json.loads((folder / f"{kind}-{rank}.json").read_text())
         results.append(values | {"weights": torch.load(folder / f"{kind}-{rank}.pt")})
     return results
@@ -63,12 +63,12 @@ def two(folder: Path) -> Results:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return results_of(folder, "two", 2)
+    return results_of(folder, "two", [0, 1])
 
 
 @pytest.fixture(scope="module")
 def three(folder: Path, two: Results) -> Results:
-    """In a group that is there when fit is called; the last of them is killed at the end."""
+    """In a group that is there when fit is called; the first of them is killed at the end."""
     assert two[0]["stopped"] == 3
     shutil.copytree(folder / "kept", folder / "kept-by-two")
     ranks = [
@@ -77,8 +77,8 @@ def three(folder: Path, two: Results) -> Results:
         )
         for rank in range(3)
     ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, -9]
-    return results_of(folder, "three", 2)
+    assert [rank.wait(timeout=120) for rank in ranks] == [-9, 0, 0]
+    return results_of(folder, "three", [1, 2])
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -137,6 +137,39 @@ def test_errors_are_the_same_in_all(two: Results) -> None:
     assert two[0]["data"] == "OSError: fit: process 1 of 2 failed: LookupError: no such row"
 
 
+def test_what_python_refuses_in_one_ends_all(two: Results) -> None:
+    assert two[1]["steps"] == "ValueError: fit: steps must be in 0..9007199254740992, got -1"
+    other = two[1]["steps"].replace("ValueError", "OSError: fit: process 1 of 2 failed: ValueError")
+    assert two[0]["steps"] == other
+    assert two[1]["model"].startswith(
+        "TypeError: fit: model must be a Decoder or an encoder, got L"
+    )
+    assert two[0]["model"].startswith(
+        "OSError: fit: process 1 of 2 failed: TypeError: fit: model m"
+    )
+
+
+def test_encoders_in_two_processes_are_one(two: Results) -> None:
+    model, history = worker.encoder_run(seed=1, accumulate=2)
+    for rank in two:
+        assert rank["encoder"] == history
+        assert largest_difference(rank["weights"]["encoder"], dict(model.state_dict())) == 0.0
+
+
+def test_the_timeout_is_that_of_the_environment(
+    two: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [rank["timeout"] for rank in two] == [77.0, 77.0]
+    monkeypatch.delenv("PAPERLAB_PROCESS_TIMEOUT", raising=False)
+    assert _processes.timeout().total_seconds() == 1800
+    for wrong in ("0", "-1", "x", "nan", "inf"):
+        monkeypatch.setenv("PAPERLAB_PROCESS_TIMEOUT", wrong)
+        with pytest.raises(
+            ValueError, match=f"^fit: PAPERLAB_PROCESS_TIMEOUT must .*, got '{wrong}'"
+        ):
+            _processes.timeout()
+
+
 def test_one_that_stops_stops_all(folder: Path, two: Results) -> None:
     for rank in two:
         assert (rank["stopped"], rank["interrupted"]) == (3, "KeyboardInterrupt: ")
@@ -160,8 +193,10 @@ def test_other_numbers_of_processes_go_on(folder: Path, three: Results) -> None:
     assert [json.loads(line)["loss"] for line in lines] == three[0]["resumed"]["loss"]
 
 
-def test_a_killed_one_ends_the_others(folder: Path, three: Results) -> None:
-    for rank in three[:2]:
+def test_the_first_is_killed_and_another_one_keeps_the_last_step(
+    folder: Path, three: Results
+) -> None:
+    for rank in three:
         assert rank["lost"].startswith(f"ConnectionError: fit: after 3 steps: {ENDED}")
         assert rank["lost"].count("\n") == 0 and rank["seconds"] < 30
     names = [path.name for path in (folder / "lost").iterdir() if path.name.startswith("check")]

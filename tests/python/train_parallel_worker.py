@@ -28,6 +28,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulate": {"optimizer": "sgd", "accumulate": 2},
     "bfloat16": {"optimizer": "sgd", "precision": "bfloat16"},
 }
+ENCODER: dict[str, Any] = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "vocab_size": cases.VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_labels": 3,
+}
 KEPT: dict[str, Any] = {"steps": 8, "learning_rate": RATE, "schedule": "cosine", "clip_norm": 0.5}
 
 Folder = Path
@@ -66,6 +76,17 @@ def freed(model: nn.Decoder) -> bool:
     return all(value.grad is None for value in model.parameters())
 
 
+def labelled(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = batch(step)
+    return tokens, tokens[:, 0] % 3
+
+
+def encoder_run(seed: int, accumulate: int) -> tuple[nn.Model, dict[str, list[float]]]:
+    model = nn.from_config(ENCODER, seed=seed)
+    options: dict[str, Any] = {"steps": 3, "learning_rate": RATE, "accumulate": accumulate}
+    return model, train.fit(model, labelled, **options)
+
+
 def errors(results: Results, rank: int) -> None:
     def bad_loss(step: int) -> torch.Tensor:
         if step == 2 and rank == 1:
@@ -85,6 +106,11 @@ def errors(results: Results, rank: int) -> None:
     results["rows"] = attempt(lambda: run(data=lambda step: cases.counting(step, 3)))
     results["arguments"] = attempt(lambda: run(learning_rate=RATE * (rank + 1)))
     results["batches"] = attempt(lambda: run(data=lambda step: batch(step + rank)))
+    # Refused in Python, in one process alone.
+    results["steps"] = attempt(lambda: run(steps=-rank))
+    results["model"] = attempt(
+        lambda: train.fit(torch.nn.Linear(1, 1) if rank else model, batch, steps=1, learning_rate=1)
+    )
 
 
 class Stateful:
@@ -127,10 +153,10 @@ def stops(results: Results, folder: Folder, rank: int) -> None:
 
 
 def lost(results: Results, folder: Folder, rank: int) -> None:
-    """The last one is killed; what the others see, and how fast."""
+    """The first one is killed; what the others see, and how fast."""
 
     def data(step: int) -> torch.Tensor:
-        if step == 3 and rank == 2:
+        if step == 3 and rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return batch(step)
 
@@ -155,6 +181,12 @@ def main() -> None:
     weights: dict[str, Any] = {}
     if kind == "two":
         all_runs(results, weights, rank, list(RUNS))
+        model, results["encoder"] = encoder_run(seed=rank + 1, accumulate=1)
+        weights["encoder"] = dict(model.state_dict())
+        world = distributed.group.WORLD
+        results["timeout"] = world._get_backend(
+            torch.device("cpu")
+        ).options._timeout.total_seconds()
         errors(results, rank)
         stops(results, folder, rank)
     else:

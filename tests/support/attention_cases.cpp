@@ -62,7 +62,7 @@ const char* enumerator_of(KeyRanges ranges) {
 }
 
 const char* enumerator_of(AttentionLayout layout) {
-  constexpr std::array kNames = {"kBHTD", "kBTHD", "kPadded"};
+  constexpr std::array kNames = {"kBHTD", "kBTHD", "kPadded", "kSpaced", "kShared"};
   return kNames[static_cast<std::size_t>(layout)];
 }
 

@@ -17,6 +17,8 @@ enum class AttentionLayout : std::uint8_t {
   kBHTD,    // contiguous
   kBTHD,    // heads of a position next to each other
   kPadded,  // BHTD with unused elements between rows, heads and batch rows
+  kSpaced,  // the same, in whole packs of 16 bytes
+  kShared,  // kBHTD, but one head of one batch row serves all: strides of 0, of keys and values
 };
 
 enum class KeyRanges : std::uint8_t {

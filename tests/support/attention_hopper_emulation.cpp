@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "kernels/attention/cuda_hopper.h"
 #include "kernels/attention/cuda_launch.h"
 #include "tests/support/attention_hopper_roles.h"
+#include "tests/support/shared_accesses.h"
 
 namespace paperlab::kernels {
 namespace {
@@ -29,14 +31,26 @@ struct GroupValues {
   }
 };
 
-// A group that is a role; memory: the block's. Of wgmma.h's DeviceGroup it has every function.
+// Of one of the two groups that take turns.
+struct Turn {
+  Barrier barrier;
+  int num_given = 0;
+  int num_taken = 0;
+};
+
+// A group that is a role; memory: the block's, of so many bytes. Of wgmma.h's DeviceGroup it has
+// every function.
 class HostGroup {
  public:
   template <class T, int kCount>
   using Fragment = GroupValues<T, kCount>;
 
-  HostGroup(Roles& roles, const void* memory)
-      : roles_(roles), memory_(static_cast<const char*>(memory)), is_reversed_(roles.is_late()) {}
+  HostGroup(Roles& roles, Turn (&turns)[2], const void* memory, std::size_t bytes)
+      : roles_(roles),
+        turns_(turns),
+        memory_(static_cast<const char*>(memory)),
+        is_reversed_(roles.is_late()),
+        accesses_(bytes) {}
   ~HostGroup() = default;
   HostGroup(const HostGroup&) = delete;
   HostGroup& operator=(const HostGroup&) = delete;
@@ -44,7 +58,8 @@ class HostGroup {
   template <class Phase>
   void lanes(Phase&& phase) const {
     for (int i = 0; i < kGroup; ++i) {
-      phase(is_reversed_ ? kGroup - 1 - i : i);
+      thread_ = is_reversed_ ? kGroup - 1 - i : i;
+      phase(thread_);
     }
   }
   void converge() const {}
@@ -61,12 +76,32 @@ class HostGroup {
   }
 
   void copy(std::uint16_t* tile, int at, const void* from, bool is_there) {
+    accesses_.write(address(tile + at), thread_);
     copies_.add(tile + at, from, is_there);
   }
-  void show() { copies_.finish(); }
-  void sync() const {}
+  void write(std::uint16_t* to, std::uint32_t word) {
+    accesses_.write(address(to), thread_);
+    store_word(to, word);
+  }
+  Pack read(const std::uint16_t* from) const {
+    accesses_.read(address(from), thread_);
+    return load_pack(from);
+  }
+  void show() {
+    copies_.finish();
+    accesses_.barrier(/*shows_writes=*/true);
+  }
+  void sync() { accesses_.barrier(/*shows_writes=*/false); }
 
   void await(Barrier& at, int phase) const { roles_.await(at, phase); }
+  void await_all(Barrier& at, int phase) const { roles_.await(at, phase); }
+  void await_turn(int of) { roles_.await(turns_[of].barrier, turns_[of].num_taken++); }
+  void give_turn(int to) {
+    if (++turns_[to].num_given > turns_[to].num_taken + 1) {
+      throw std::logic_error("a turn is given again before it was taken");
+    }
+    roles_.arrive(turns_[to].barrier);
+  }
   void arrive(Barrier& at) const { roles_.arrive(at); }
   void expect(Barrier& at, int bytes) const { roles_.expect(at, bytes); }
   void arrive_by_warps(Barrier& at) const {
@@ -87,12 +122,12 @@ class HostGroup {
     return static_cast<std::uint32_t>(static_cast<const char*>(shared) - memory_);
   }
 
-  template <int kTiles>
-  void begin_products(GroupValues<float, 4> (&)[kTiles]) const {}
+  template <class... Registers>
+  void begin_products(Registers&...) const {}
   template <class E, int kTiles>
   void multiply_rows(GroupValues<float, 4> (&c)[kTiles], std::uint64_t a, std::uint64_t b,
                      bool keeps) {
-    begin([=, this, &c] {
+    const auto run = [=, this, &c] {
       if (!keeps) {
         std::memset(static_cast<void*>(c), 0, sizeof(c));
       }
@@ -100,12 +135,14 @@ class HostGroup {
           [&](int row, int k) { return element<E>(element_address(a, false, row, k)); },
           [&](int column, int k) { return element<E>(element_address(b, false, column, k)); },
           [&](int thread, int n) { return c[n].of(thread); });
-    });
+    };
+    for_each_chunk(a, [this](std::uint32_t place) { accesses_.begin_product(place); });
+    begin({run, a});
   }
   template <class E, int kTiles>
   void multiply_columns(GroupValues<float, 4> (&c)[kTiles], const GroupValues<std::uint32_t, 4>& a,
                         std::uint64_t b) {
-    begin([=, this, &a, &c] {
+    const auto run = [=, this, &a, &c] {
       double left[kGroupRows][16];
       for (int thread = 0; thread < kGroup; ++thread) {
         for (int i = 0; i < 8; ++i) {
@@ -117,14 +154,20 @@ class HostGroup {
           [&](int row, int k) { return left[row][k]; },
           [&](int column, int k) { return element<E>(element_address(b, true, column, k)); },
           [&](int thread, int n) { return c[n].of(thread); });
-    });
+    };
+    begin({run, {}});
   }
   void commit() { products_.push_back(std::exchange(begun_, {})); }
-  template <int kLeft, int kTiles>
-  void finish(GroupValues<float, 4> (&)[kTiles]) {
+  template <int kLeft, class... Registers>
+  void finish(Registers&...) {
     while (products_.size() > kLeft) {
-      for (const std::function<void()>& product : products_.front()) {
-        product();
+      for (const Product& product : products_.front()) {
+        if (!roles_.is_late()) {
+          product.run();
+        }
+        if (product.rows) {
+          for_each_chunk(*product.rows, [this](std::uint32_t at) { accesses_.end_product(at); });
+        }
       }
       products_.pop_front();
     }
@@ -138,26 +181,42 @@ class HostGroup {
   }
 
  private:
+  struct Product {
+    std::function<void()> run;
+    std::optional<std::uint64_t> rows;  // the left matrix, if it lies in shared memory
+  };
+
+  // The 16-byte chunks of a left matrix.
+  template <class Body>
+  static void for_each_chunk(std::uint64_t matrix, Body body) {
+    for (int row = 0; row < kGroupRows; ++row) {
+      for (const int inner : {0, kChunk}) {
+        body(element_address(matrix, false, row, inner));
+      }
+    }
+  }
   template <class E>
   double element(std::uint32_t place) const {
     E element;
     std::memcpy(&element, memory_ + place, sizeof(element));
     return to_number(element);
   }
-  void begin(std::function<void()> product) {
+  void begin(Product product) {
     if (roles_.is_late()) {
-      product();
-    } else {
-      begun_.push_back(std::move(product));
+      product.run();
     }
+    begun_.push_back(std::move(product));
   }
 
   Roles& roles_;
+  Turn (&turns_)[2];
   const char* memory_;
   bool is_reversed_;
+  test::SharedAccesses accesses_;
+  mutable int thread_ = 0;  // whose turn it is
   PendingCopies copies_;
-  std::vector<std::function<void()>> begun_;
-  std::deque<std::vector<std::function<void()>>> products_;
+  std::vector<Product> begun_;
+  std::deque<std::vector<Product>> products_;
 };
 
 template <class S>
@@ -166,17 +225,21 @@ void run_block(const ForwardLaunch& launch, const KeyMaps<BoxTensor>& maps, std:
   const auto memory = std::make_unique_for_overwrite<HopperMemory<S>>();
   std::memset(static_cast<void*>(memory.get()), 0xFF, sizeof(*memory));
   Roles roles(is_late);
+  Turn turns[2] = {};
+  for (Turn& turn : turns) {
+    roles.init(turn.barrier, 1);  // the other group as a whole
+  }
   HostTeam<NoRegisters> team(S::kThreads, is_late);
   begin_hopper<S>(team, *memory, launch, index,
                   [&](Barrier& barrier, int arrivals) { roles.init(barrier, arrivals); });
   std::vector<std::function<void()>> bodies = {[&] {
-    HostGroup group(roles, memory.get());
+    HostGroup group(roles, turns, memory.get(), sizeof(*memory));
     feed_readers<S>(group, *memory, launch.attention, maps);
     group.check_end();
   }};
   for (int number = 0; number < S::kReaders; ++number) {
     bodies.emplace_back([&, number] {
-      HostGroup group(roles, memory.get());
+      HostGroup group(roles, turns, memory.get(), sizeof(*memory));
       using Registers = HopperRegisters<S, HostGroup>;
       const auto own = std::make_unique_for_overwrite<Registers>();
       std::memset(static_cast<void*>(own.get()), 0xFF, sizeof(Registers));
@@ -185,6 +248,11 @@ void run_block(const ForwardLaunch& launch, const KeyMaps<BoxTensor>& maps, std:
     });
   }
   roles.run(std::move(bodies));
+  for (const Turn& turn : turns) {
+    if (turn.num_given != turn.num_taken) {
+      throw std::logic_error("a turn is left over");
+    }
+  }
 }
 
 template <class S>

@@ -43,6 +43,13 @@ std::array<std::int64_t, 4> strides(const std::array<std::int64_t, 4>& size,
       const std::int64_t head = rows * row + 5;
       return {heads * head + 7, head, row, 1};
     }
+    case AttentionLayout::kSpaced: {
+      const std::int64_t row = width + 16;
+      const std::int64_t head = rows * row + 8;
+      return {heads * head + 24, head, row, 1};
+    }
+    case AttentionLayout::kShared:
+      return {0, 0, width, 1};
     case AttentionLayout::kBHTD:
       break;
   }
@@ -84,6 +91,19 @@ void fill_with_normals(GuardedTensor& tensor, std::uint64_t seed, std::uint64_t 
     x *= deviation;
   }
   tensor.set_values(normals);
+}
+
+// Keys and values outside a batch row's range become NaN.
+void hide_keys(AttentionTensors& of) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  for (std::int64_t i = 0; i < of.key.num_elements(); ++i) {
+    const auto [b, h, n, d] = of.key.index_of(i);
+    const std::int64_t position = of.of.rule.num_past + n;
+    if (position < of.start(b) || position >= of.end(b)) {
+      of.key.set(b, h, n, d, kNan);
+      of.value.set(b, h, n, d, kNan);
+    }
+  }
 }
 
 // Positions. The first half or the second half loses some; batch row 1 has all, the next one none.
@@ -245,22 +265,26 @@ AttentionTensors::AttentionTensors(const AttentionCase& of) : of(of) {
   const Size prefix = {of.batch, of.num_prefix_heads, num_prefix_entries(of), of.head_dim};
   const Size rows = {of.batch, of.num_heads, of.num_queries, 1};
   const DType statistics = of.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  const auto make = [&](const Size& size, GuardedTensor::Use use) {
-    return GuardedTensor(of.dtype, size, of.layout, of.offset, use);
+  using Use = GuardedTensor::Use;
+  const AttentionLayout of_rows =
+      of.layout == AttentionLayout::kShared ? AttentionLayout::kBHTD : of.layout;
+  const auto make = [&](const Size& size, AttentionLayout layout, Use use) {
+    return GuardedTensor(of.dtype, size, layout, of.offset, use);
   };
-  const auto input = [&](const Size& size) { return make(size, GuardedTensor::Use::kInput); };
-  const auto output = [&](const Size& size) { return make(size, GuardedTensor::Use::kOutput); };
+  const auto shared = [&](const Size& size) { return make(size, of.layout, Use::kInput); };
+  const auto input = [&](const Size& size) { return make(size, of_rows, Use::kInput); };
+  const auto output = [&](const Size& size) { return make(size, of_rows, Use::kOutput); };
   query = input(queries);
-  key = input(keys);
-  value = input(keys);
+  key = shared(keys);
+  value = shared(keys);
   grad_out = input(queries);
   out = output(queries);
   query_gradient = output(queries);
   key_gradient = output(keys);
   value_gradient = output(keys);
   if (of.num_prefix_heads > 0) {
-    prefix_key = input(prefix);
-    prefix_value = input(prefix);
+    prefix_key = shared(prefix);
+    prefix_value = shared(prefix);
     prefix_key_gradient = output(prefix);
     prefix_value_gradient = output(prefix);
     if (of.has_prefix_query) {
@@ -287,14 +311,7 @@ AttentionTensors::AttentionTensors(const AttentionCase& of) : of(of) {
   if (of.ranges == KeyRanges::kRight || of.ranges == KeyRanges::kBoth) {
     key_end = random_ends(of, /*is_start=*/false);
   }
-  for (std::int64_t i = 0; i < key.num_elements(); ++i) {
-    const auto [b, h, n, d] = key.index_of(i);
-    const std::int64_t position = of.rule.num_past + n;
-    if (position < start(b) || position >= end(b)) {
-      key.set(b, h, n, d, std::numeric_limits<double>::quiet_NaN());
-      value.set(b, h, n, d, std::numeric_limits<double>::quiet_NaN());
-    }
-  }
+  hide_keys(*this);
 }
 
 std::int64_t AttentionTensors::start(std::int64_t b) const {

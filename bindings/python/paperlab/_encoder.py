@@ -26,6 +26,15 @@ class _Encoder(CppModule):
         """How many labels a classification head has."""
         return self.core.num_labels
 
+    def other_linear_names(self) -> dict[str, str]:
+        """Those of `linear_names` that transformers also knows by another name, and that name.
+
+        Of ViT alone: what its files call `encoder.layer.0.attention.attention.query` is
+        `layers.0.attention.q_proj` in the memory of transformers 5, after whose names adapters are
+        made.
+        """
+        return self.core.other_linear_names()
+
     def tensor(self, role: str, layer: int | None = None, head: int | None = None) -> torch.Tensor:
         """Returns the weights of a role, a differentiable view of the parameter.
 
@@ -55,8 +64,8 @@ class Encoder(_Encoder):
         """Returns the logits of `architectures[0]`; differentiable.
 
         ...ForMaskedLM: [B, T, V]. ...ForSequenceClassification: [B, labels], T >= 1.
-        ...ForTokenClassification: [B, T, labels]. ...Model, which has no logits: the states
-        [B, T, E] after the last block.
+        ...ForTokenClassification: [B, T, labels]. ...Model, which has no logits, and files without
+        `architectures`: the states [B, T, E] after the last block.
 
         tokens: [B, T] integers in 0..V-1. attention_mask: [B, T], not zero where a token counts.
         Positions are those of transformers: of all tokens; RoBERTa numbers those that are not

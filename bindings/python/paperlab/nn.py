@@ -262,9 +262,10 @@ def from_config(
     """Returns a new model with the settings of a config.json and random values.
 
     init: standard deviations, "normal" (initializer_range), "gpt_neox" (sqrt(2 / 5E), of outputs
-    2 / (L sqrt(E)); arXiv:2204.06745), "xavier" (sqrt(2 / (in + out))); encoders have the first
-    alone. The values are a function of `seed` and the element for any number of threads, on any
-    `device`. Raises ValueError as `load`.
+    2 / (L sqrt(E)); arXiv:2204.06745), "gpt2" (initializer_range, of outputs initializer_range /
+    sqrt(2 L), as transformers makes a new GPT-2), "xavier" (sqrt(2 / (in + out))); outputs are the
+    matrices that end a sublayer. Encoders have the first alone. The values are a function of `seed`
+    and the element for any number of threads, on any `device`. Raises ValueError as `load`.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"from_config: config must be a mapping, got {type(config).__name__}")

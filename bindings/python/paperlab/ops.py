@@ -1,9 +1,10 @@
 """Differentiable operators on torch tensors; they run under torch.compile(fullgraph=True).
 
 Tensors are on the CPU or on a CUDA device; `set_backend` says who computes. float16 is for CUDA
-devices (and for the backend "torch"). On a CUDA device checks of values (targets, key ranges) may
-surface at the next synchronisation. In compiled code an argument that the tracer finds bad is a
-torch._dynamo.exc.TorchRuntimeError that quotes our message, as for torch's own functions.
+devices (and for the backend "torch"). Values on a CUDA device are not waited for: those that would
+be refused on the CPU give NaN there, as each function says, and no error. In compiled code an
+argument that the tracer finds bad is a torch._dynamo.exc.TorchRuntimeError that quotes our message,
+as for torch's own functions.
 """
 
 from typing import Literal, cast, overload
@@ -115,7 +116,8 @@ def attention(
     causal: row i stands at key position i + S - T and sees no later key.
     window: the last `window` keys, the row's own included; >= 1, needs causal.
     scale: multiplies the logits; finite. None: 1/sqrt(D).
-    key_start, key_end: int64 [B], 0..S; keys start <= j < end take part, others are never read.
+    key_start, key_end: int64 [B], 0..S; keys start <= j < end take part, others are never read. On a
+      CUDA device values outside count as the nearest inside, which are the same keys.
     Returns out [B, H, T, D] in q's dtype and lse [B, H, T], the natural logarithm in float32
     (float64 for float64), both new and differentiable once with respect to q, k and v. Rows
     without keys: out 0, lse -inf, gradient 0. torch.func's transforms are not supported.
@@ -154,7 +156,8 @@ def even_pairs_loss(u: torch.Tensor, w: torch.Tensor, attention_scale: float = 2
     w: [2 Lmax keys, 2 Lmax queries], of u's dtype, any strides.
     attention_scale: divides the logits; finite, > 0.
 
-    Raises ValueError if a shape, device or value is not as above, TypeError for a dtype.
+    Raises ValueError if a shape, device or value is not as above, or u or w are not finite (on a
+    CUDA device the loss and its gradients are NaN then); TypeError for a dtype.
     Accumulates in float64; O(2^Lmax) time; the same bits for any number of threads.
     Source: Huang, Liang, Yang, ICML 2025.
     """
@@ -203,7 +206,8 @@ def linear_cross_entropy(
     Each row whose target counts has lse - logits[target] + z_loss lse^2, lse = ln sum e^logits.
     x: [..., D], float32, float64 or bfloat16, any strides.
     weight: [V, D], V >= 1, of x's dtype and device, any strides; may be an embedding.
-    target: int64 of x's leading dimensions, 0..V-1 or ignore_index.
+    target: int64 of x's leading dimensions, 0..V-1 or ignore_index. On a CUDA device the loss of any
+      other is NaN, and the gradients of its row.
     bias: [V], of x's dtype and device. None: zeros.
     ignore_index: the target of rows that do not count.
     reduction: "mean" of the rows that count (NaN with gradients of 0 if none does) or "sum", [];

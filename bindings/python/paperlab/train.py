@@ -1,4 +1,4 @@
-"""Training decoders: exact resumption, one line of metrics a step."""
+"""Training decoders and encoders: exact resumption, one line of metrics a step."""
 
 import json
 import os
@@ -6,21 +6,25 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, Self, SupportsInt, TypeVar
+from typing import Any, NamedTuple, Self, SupportsInt, TypeVar
 
 import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core, _processes
-from paperlab.nn import Decoder
+from paperlab._tokens import mask_tensor, token_tensor
+from paperlab.nn import Decoder, Encoder, ImageEncoder
 
 __all__ = ["StepRecord", "fit"]
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-Batch = torch.Tensor | npt.NDArray[Any]
+Array = torch.Tensor | npt.NDArray[Any]
+Model = Decoder | Encoder | ImageEncoder
+Data = Callable[[int], Array | tuple[Array, ...]]
 StepRecord = _core.StepRecord
 OnStep = Callable[[StepRecord], bool | Mapping[str, float] | None]
 T = TypeVar("T")
+_Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 _MOST = 2**53
 _HANDLERS: dict[int, Any] = {  # those that a program has put there stay
@@ -30,8 +34,8 @@ _HANDLERS: dict[int, Any] = {  # those that a program has put there stay
 
 
 def fit(
-    model: Decoder,
-    data: Callable[[int], Batch],
+    model: Decoder | Encoder | ImageEncoder,
+    data: Data,
     *,
     steps: int,
     optimizer: str = "adamw",
@@ -58,13 +62,16 @@ def fit(
 ) -> dict[str, list[float]]:
     """Trains a model in place; returns `loss`, `grad_norm` (before clipping), `learning_rate`.
 
-    The lists hold all steps, resumed ones included. The loss is the mean cross-entropy of the next
-    token over the batch.
+    The lists hold all steps, resumed ones included. The loss is the mean over the batch of the
+    cross-entropy of a decoder's next token, or of an encoder's logits with the labels.
 
-    model: what `nn.load` or `nn.from_config` returns; parameters that require gradients are
-    trained. data: returns a step's batch, integers [B, T + 1], as a function of the step alone, or
-    has `state()` and `load_state(state)`, as `data.Sampler`: its state, JSON values, is kept with
-    each checkpoint and given back when a run goes on.
+    model: what `nn.load` or `nn.from_config` returns, of encoders those that classify sequences or
+    pictures, with two labels or more; parameters that require gradients are trained. data: returns
+    a step's batch: for a decoder integers [B, T + 1]; for an encoder (tokens [B, T], labels [B]),
+    with an attention mask [B, T] as a third if there is one, or (pixels [B, C, H, W], labels [B]);
+    labels are integers in 0..num_labels-1. It is a function of the step alone, or has `state()` and
+    `load_state(state)`, as `data.Sampler`: its state, JSON values, is kept with each checkpoint and
+    given back when a run goes on.
     optimizer: adamw | sgd (`momentum`; weight_decay is added to the gradient) | adafactor, with
     the formulas of torch.optim. no_decay: fnmatch patterns of parameters that do not decay; one of
     them must match.
@@ -91,7 +98,8 @@ def fit(
     the optimizer's state of a part of the parameters; results and checkpoints are the same, and the
     first gathers the state in memory to write it. Another number of processes may go on with a run.
     on_step is called in each; one that stops, or is interrupted (SIGTERM too), stops all after the
-    same step, and an error in one ends all.
+    same step, and an error in one, of its arguments too, ends all. A process that does not answer
+    is given up after $PAPERLAB_PROCESS_TIMEOUT seconds (1800) where fit joins the group.
 
     Raises ValueError or TypeError before any work, with model and `out` as they were, if an
     argument or the first batch is not as above, in torch.inference_mode, or if `out` holds a run
@@ -99,14 +107,100 @@ def fit(
     first bad tensor if the loss or a gradient is not finite (the parameters are then as before the
     step), or if a parameter is not when a checkpoint is due or at the end; OSError if another run
     writes to `out`, the disk is full or another process failed; ConnectionError if another process
-    ended or does not answer: without shards the first, if it lives, has then written a checkpoint
-    of the last whole step. The last checkpoint stays.
+    ended or does not answer: without shards one that is left has then written a checkpoint of the
+    last whole step. The last checkpoint stays.
     """
-    if not isinstance(model, Decoder):
-        raise TypeError(f"fit: model must be a Decoder, got {type(model).__name__}")
-    for name, function in {"data": data, "on_step": on_step}.items():
-        if not callable(function) and (name == "data" or function is not None):
-            raise TypeError(f"fit: {name} must be callable, got {type(function).__name__}")
+    settings = dict(locals())
+    model, data, on_step = (settings.pop(name) for name in ("model", "data", "on_step"))
+
+    group = _processes.group()
+
+    def prepare() -> _Work:
+        """All that Python can refuse; nothing is changed."""
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"fit: model must be a Decoder or an encoder, got {type(model).__name__}"
+            )
+        for name, function in {"data": data, "on_step": on_step}.items():
+            if not callable(function) and (name == "data" or function is not None):
+                raise TypeError(f"fit: {name} must be callable, got {type(function).__name__}")
+        options = _options(**settings)
+        state = _data_state(data)
+        if group is not None:
+            _processes.check_device(next(model.parameters()).device)
+            options.set_group(group)
+        model.bind()
+        return _Work(model, options, _batches(model, data), state)
+
+    try:
+        return _run(_processes.together(group, prepare), on_step, group is not None)
+    except ConnectionError:
+        _processes.leave_what_was_joined()  # whoever waits for this process need not
+        raise
+
+
+class _Work(NamedTuple):
+    model: Model
+    options: _core.FitOptions
+    batch: Callable[[SupportsInt], _Tensors]
+    state: tuple[Callable[[], str] | None, Callable[[str], None] | None]
+
+
+def _batches(model: Model, data: Data) -> Callable[[SupportsInt], _Tensors]:
+    """A step's rows, labels and mask as tensors."""
+
+    def tokens(step: SupportsInt) -> _Tensors:
+        given: Any = data(int(step))
+        return model.token_ids(f"fit: data({step})", given), None, None
+
+    def examples(step: SupportsInt) -> _Tensors:
+        function = f"fit: data({step})"
+        given: Any = data(int(step))
+        if not isinstance(given, tuple | list) or len(given) not in (2, 3):
+            got = (
+                f"{len(given)} values" if isinstance(given, tuple | list) else type(given).__name__
+            )
+            raise TypeError(
+                f"{function} must return (rows, labels) or (tokens, labels, mask), got {got}"
+            )
+        labels = token_tensor(function, given[1], "[B]", 1, "labels").long()
+        mask = mask_tensor(function, given[2]) if len(given) == 3 else None
+        if isinstance(model, Encoder):
+            return model.token_ids(function, given[0]), labels, mask
+        return _pixels(function, given[0]), labels, mask
+
+    return tokens if isinstance(model, Decoder) else examples
+
+
+def _pixels(function: str, given: Array) -> torch.Tensor:
+    if isinstance(given, torch.Tensor):
+        return given
+    return torch.from_numpy(_arguments.real_array(function, "pixels", given, "[B, C, H, W]", 4))
+
+
+def _options(
+    steps: int,
+    optimizer: str,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    no_decay: Sequence[str],
+    schedule: str,
+    warmup_steps: int,
+    min_learning_rate: float,
+    clip_norm: float | None,
+    accumulate: int,
+    out: Path | None,
+    checkpoint_every: int | None,
+    keep: int,
+    resume: str,
+    seed: int,
+    momentum: float,
+    decay_steps: int,
+    shard_optimizer: bool,
+    precision: str | None,
+) -> _core.FitOptions:
     options = _core.FitOptions()
     options.set_schedule(
         _text("schedule", schedule),
@@ -147,37 +241,20 @@ def fit(
     options.resumes = resume == "auto"
     options.seed = _arguments.integer("fit", "seed", seed, 0, 2**64 - 1)
     options.shards_optimizer = _arguments.boolean("fit", "shard_optimizer", shard_optimizer)
-    return _run(model, data, options, on_step)
+    return options
 
 
-def _run(
-    model: Decoder,
-    data: Callable[[int], Batch],
-    options: _core.FitOptions,
-    on_step: OnStep | None,
-) -> dict[str, list[float]]:
-    def batch(step: SupportsInt) -> torch.Tensor:
-        return model.token_ids(f"fit: data({step})", data(int(step)))
-
-    state, load_state = _data_state(data)
-    group = _processes.group_of(next(model.parameters()).device)
-    if group is not None:
-        options.set_group(group)
-    with _Interruption(signal.SIGINT, *([] if group is None else [signal.SIGTERM])) as interruption:
+def _run(work: _Work, on_step: OnStep | None, has_others: bool) -> dict[str, list[float]]:
+    with _Interruption(signal.SIGINT, *([signal.SIGTERM] if has_others else [])) as interruption:
 
         def after(record: StepRecord) -> tuple[bool, bool, dict[str, float]]:
             reply = None if on_step is None else interruption.during(lambda: on_step(record))
             measures = _measures(reply) if isinstance(reply, Mapping) else {}
             return reply is not False, interruption.is_asked, measures
 
-        model.bind()
-        try:
-            losses, norms, rates, is_interrupted = _core.fit(
-                model.core, options, batch, after, state, load_state
-            )
-        except ConnectionError:
-            _processes.leave_what_was_joined()  # whoever waits for this process need not
-            raise
+        losses, norms, rates, is_interrupted = _core.fit(
+            work.model.core, work.options, work.batch, after, *work.state
+        )
     if is_interrupted or interruption.is_asked:
         raise KeyboardInterrupt
     return {"loss": losses, "grad_norm": norms, "learning_rate": rates}

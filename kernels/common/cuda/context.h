@@ -8,6 +8,7 @@ namespace paperlab::kernels {
 // Kernels are asynchronous on `stream` (null: the default stream); nothing inside waits for it.
 struct Context {
   CUstream_st* stream = nullptr;
+  bool is_portable = false;  // without what one architecture alone has, for comparisons
 };
 
 // Whether the current device runs the kernels of this build. Without a driver or a device: false.

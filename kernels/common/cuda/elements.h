@@ -146,6 +146,15 @@ PAPERLAB_HD inline void store_pack(void* to, const Pack& pack) {
 #endif
 }
 
+// Two elements of 16 bits at an even place.
+PAPERLAB_HD inline void store_word(std::uint16_t* to, std::uint32_t word) {
+#ifdef __CUDA_ARCH__
+  *reinterpret_cast<std::uint32_t*>(to) = word;
+#else
+  std::memcpy(to, &word, sizeof(word));
+#endif
+}
+
 // A pack whose elements are moved by one: towards the end, behind `first`; towards the beginning.
 template <class T>
 PAPERLAB_HD Pack with_first(T first, const Pack& pack) {

@@ -28,6 +28,13 @@ Encode find_encode() {
   return reinterpret_cast<Encode>(function);
 }
 
+// The driver's results have the numbers of the runtime's.
+std::string name_of(CUresult status) {
+  const auto error = static_cast<cudaError_t>(status);
+  return std::string(cudaGetErrorName(error)) + " (" + std::to_string(static_cast<int>(status)) +
+         ": " + cudaGetErrorString(error) + ")";
+}
+
 }  // namespace
 
 TensorMap tensor_map(const BoxTensor& tensor) {
@@ -45,8 +52,8 @@ TensorMap tensor_map(const BoxTensor& tensor) {
              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
-    throw CudaError("tensor_map: cuTensorMapEncodeTiled must succeed, got error " +
-                    std::to_string(static_cast<int>(status)));
+    throw CudaError("tensor_map: cuTensorMapEncodeTiled must take " + text_of(tensor) + ", got " +
+                    name_of(status));
   }
   return bits_as<TensorMap>(map);
 }

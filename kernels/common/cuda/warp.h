@@ -95,6 +95,8 @@ struct DeviceLanes {
     copy_async(tile, 2 * at, from, is_there);
   }
   PAPERLAB_HD void wait() const { wait_for_copies(); }
+  // 16 bytes of a tile, which any lane may have written.
+  PAPERLAB_HD Pack read(const std::uint16_t* from) const { return load_pack(from); }
 };
 
 struct HostLanes {
@@ -144,6 +146,7 @@ struct HostLanes {
     copies.add(tile + at, from, is_there);
   }
   void wait() { copies.finish(); }
+  Pack read(const std::uint16_t* from) const { return load_pack(from); }
 };
 
 // ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ namespace paperlab::kernels {
 
 constexpr int kGroup = 128;  // threads of a warpgroup
 constexpr int kGroupRows = 64;
+constexpr int kFirstTurn = 8;  // of a block's barriers those by which two groups take turns
 
 // Warp w of a group has rows 16 w.. of A and D, as in a product of its own (mma.h); fragment n of D
 // are the columns 8 n..8 n + 7.
@@ -117,8 +118,9 @@ PAPERLAB_GROUP_PRODUCTS(Float16, "f16")
 
 #endif
 
-// The compiler does not know that products run on: registers that they write are named here, so
-// that nothing moves past the beginning or the waiting.
+// The compiler does not know that products run on: registers that they write, or read as the left
+// matrix, are named here, so that nothing moves past the beginning or the waiting and no register
+// of a product under way is used anew.
 template <int kTiles>
 PAPERLAB_HD inline void pin([[maybe_unused]] OwnValues<float, 4> (&sums)[kTiles]) {
 #ifdef PAPERLAB_SM90A
@@ -127,6 +129,18 @@ PAPERLAB_HD inline void pin([[maybe_unused]] OwnValues<float, 4> (&sums)[kTiles]
     PAPERLAB_UNROLL
     for (int i = 0; i < 4; ++i) {
       asm volatile("" : "+f"(sums[n].value[i])::"memory");
+    }
+  }
+#endif
+}
+template <int kTiles>
+PAPERLAB_HD inline void pin([[maybe_unused]] OwnValues<std::uint32_t, 4> (&left)[kTiles]) {
+#ifdef PAPERLAB_SM90A
+  PAPERLAB_UNROLL
+  for (int n = 0; n < kTiles; ++n) {
+    PAPERLAB_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      asm volatile("" : "+r"(left[n].value[i])::"memory");
     }
   }
 #endif
@@ -156,6 +170,9 @@ struct DeviceGroup {
   PAPERLAB_HD void copy(std::uint16_t* tile, int at, const void* from, bool is_there) const {
     copy_async(tile, 2 * at, from, is_there);
   }
+  // Two elements of a tile, and 16 bytes of one.
+  PAPERLAB_HD void write(std::uint16_t* to, std::uint32_t word) const { store_word(to, word); }
+  PAPERLAB_HD Pack read(const std::uint16_t* from) const { return load_pack(from); }
   // Until the group's copies and writes to shared memory are seen by its products and by all of it.
   PAPERLAB_HD void show() const {
     wait_for_copies();
@@ -169,18 +186,39 @@ struct DeviceGroup {
 #endif
   }
 
+  // By one thread.
   PAPERLAB_HD void await(Barrier& at, int phase) const { wait_at(at, phase); }
+  // By all of the group: each for itself, but the lanes of a warp go on together.
+  PAPERLAB_HD void await_all(Barrier& at, int phase) const {
+    wait_at(at, phase);
+    converge();
+  }
   PAPERLAB_HD void arrive(Barrier& at) const { arrive_at(at); }
   PAPERLAB_HD void expect(Barrier& at, int bytes) const { arrive_expecting(at, bytes); }
   PAPERLAB_HD void fetch(const TensorMap& map, const BoxPlace& from, void* to, Barrier& at) const {
     fetch_box(map, from, to, at);
   }
-  // One arrival of each warp, when all of it has come here.
+  // One arrival of each warp, when all of it has come here; its lanes go on together.
   PAPERLAB_HD void arrive_by_warps(Barrier& at) const {
     converge();
     if (thread % kWarp == 0) {
       arrive_at(at);
     }
+    converge();
+  }
+
+  // Two groups take turns: each waits until the other has given it the turn, once a turn.
+  PAPERLAB_HD void await_turn([[maybe_unused]] int of) const {
+    converge();
+#ifdef PAPERLAB_SM90A
+    asm volatile("bar.sync %0, %1;" ::"r"(kFirstTurn + of), "n"(2 * kGroup) : "memory");
+#endif
+  }
+  PAPERLAB_HD void give_turn([[maybe_unused]] int to) const {
+    converge();
+#ifdef PAPERLAB_SM90A
+    asm volatile("bar.arrive %0, %1;" ::"r"(kFirstTurn + to), "n"(2 * kGroup) : "memory");
+#endif
   }
 
   PAPERLAB_HD std::uint32_t address(const void* shared) const {
@@ -191,11 +229,12 @@ struct DeviceGroup {
 #endif
   }
 
-  // Products that follow may use `sums`, whatever was done with them before.
-  template <int kTiles>
-  PAPERLAB_HD void begin_products([[maybe_unused]] OwnValues<float, 4> (&sums)[kTiles]) const {
+  // Products that follow may use these registers (sums, left matrices), whatever was done with them
+  // before.
+  template <class... Registers>
+  PAPERLAB_HD void begin_products([[maybe_unused]] Registers&... registers) const {
 #ifdef PAPERLAB_SM90A
-    pin(sums);
+    (pin(registers), ...);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
   }
@@ -223,12 +262,12 @@ struct DeviceGroup {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
   }
-  // Until all wholes but the newest kLeft are done; those that are done wrote `sums`.
-  template <int kLeft, int kTiles>
-  PAPERLAB_HD void finish([[maybe_unused]] OwnValues<float, 4> (&sums)[kTiles]) const {
+  // Until all wholes but the newest kLeft are done; those that are done used these registers.
+  template <int kLeft, class... Registers>
+  PAPERLAB_HD void finish([[maybe_unused]] Registers&... registers) const {
 #ifdef PAPERLAB_SM90A
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-    pin(sums);
+    (pin(registers), ...);
 #endif
   }
 };

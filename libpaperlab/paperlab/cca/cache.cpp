@@ -219,12 +219,12 @@ KvCache::RawTokens KvCache::raw_with(const Chunk& chunk) const {
   const std::int64_t kept = length_ - first;
   if (kept + size > raw_capacity(kept + size)) {
     if (kept == 0) {
-      return {{chunk.key, chunk.value, length_, size}, true};
+      return {Buffer{chunk.key, chunk.value, length_, size}, true};
     }
     const std::int64_t offset = first - raw_.first;
-    return {{at::cat({entries(raw_.key, offset, kept), chunk.key}, 2),
-             at::cat({entries(raw_.value, offset, kept), chunk.value}, 2), first, kept + size},
-            true};
+    const at::Tensor key = at::cat({entries(raw_.key, offset, kept), chunk.key}, 2);
+    const at::Tensor value = at::cat({entries(raw_.value, offset, kept), chunk.value}, 2);
+    return {Buffer{key, value, first, kept + size}, true};
   }
   Buffer raw = raw_.count + size > raw_.capacity() ? with_room(chunk, first) : raw_;
   entries(raw.key, raw.count, size).copy_(chunk.key);

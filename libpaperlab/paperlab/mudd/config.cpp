@@ -9,7 +9,7 @@
 namespace paperlab::mudd {
 namespace {
 
-constexpr char kFunction[] = "MuddFormer";
+constexpr char kModel[] = "MuddFormer";
 constexpr std::int64_t kMaxSize = 0x7fffffff;  // of any count; products of two stay below 2^62
 constexpr std::int64_t kMaxLayers = 10'000;
 // Above any model; their bytes fit into the addresses of a process, and sums of sizes into 64 bits.
@@ -25,35 +25,35 @@ void check_count(const char* function, const char* name, std::int64_t value,
                       std::to_string(value));
 }
 
-void check_positive(const char* name, double value) {
-  require<ValueError>(std::isfinite(value) && value > 0.0, kFunction,
+void check_positive(const char* function, const char* name, double value) {
+  require<ValueError>(std::isfinite(value) && value > 0.0, function,
                       std::string(name) + " must be a finite number > 0", std::to_string(value));
 }
 
-void check_heads(const MuddConfig& config) {
-  check_count(kFunction, "num_heads", config.num_heads);
+void check_heads(const char* function, const MuddConfig& config) {
+  check_count(function, "num_heads", config.num_heads);
   require<ValueError>(
-      config.head_dim != 0 || config.d_model % config.num_heads == 0, kFunction,
+      config.head_dim != 0 || config.d_model % config.num_heads == 0, function,
       "d_model must be a multiple of num_heads (" + std::to_string(config.num_heads) + ')',
       std::to_string(config.d_model));
   const std::int64_t head_dim = head_dim_of(config);
-  check_count(kFunction, "the head's width d_model / num_heads (head_dim)", head_dim, kMaxHeadDim);
-  require<ValueError>(head_dim % 2 == 0, kFunction,
+  check_count(function, "the head's width d_model / num_heads (head_dim)", head_dim, kMaxHeadDim);
+  require<ValueError>(head_dim % 2 == 0, function,
                       "the head's width d_model / num_heads (head_dim) must be even: RoPE turns "
                       "pairs",
                       std::to_string(head_dim));
   const std::int64_t num_kv_heads = num_kv_heads_of(config);
-  check_count(kFunction, "num_kv_heads", num_kv_heads);
+  check_count(function, "num_kv_heads", num_kv_heads);
   require<ValueError>(
-      config.num_heads % num_kv_heads == 0, kFunction,
+      config.num_heads % num_kv_heads == 0, function,
       "num_kv_heads must be a divisor of num_heads (" + std::to_string(config.num_heads) + ')',
       std::to_string(num_kv_heads));
-  require<ValueError>(config.rotary_pct >= 0.0 && config.rotary_pct <= 1.0, kFunction,
+  require<ValueError>(config.rotary_pct >= 0.0 && config.rotary_pct <= 1.0, function,
                       "rotary_pct must be in (0, 1], or 0 for the block's own",
                       std::to_string(config.rotary_pct));
 }
 
-void check_ways(const std::string& ways) {
+void check_ways(const char* function, const std::string& ways) {
   std::size_t next = 0;
   bool is_ordered = !ways.empty();
   for (const char way : ways) {
@@ -61,23 +61,23 @@ void check_ways(const std::string& ways) {
     is_ordered = is_ordered && at != std::string_view::npos;
     next = at + 1;
   }
-  require<ValueError>(is_ordered, kFunction,
+  require<ValueError>(is_ordered, function,
                       "ways must be some of the letters Q, K, V, R, each once and in that order",
                       '\'' + ways + '\'');
 }
 
-void check_connections(const MuddConfig& config) {
-  check_ways(config.ways);
-  require<ValueError>(config.hidden_round >= 0 && config.hidden_round <= kMaxSize, kFunction,
+void check_connections(const char* function, const MuddConfig& config) {
+  check_ways(function, config.ways);
+  require<ValueError>(config.hidden_round >= 0 && config.hidden_round <= kMaxSize, function,
                       "hidden_round must be an integer from 0 to " + std::to_string(kMaxSize),
                       std::to_string(config.hidden_round));
-  check_count(kFunction, "last_hidden_expand", config.last_hidden_expand);
-  check_count(kFunction, "dilation", config.dilation);
-  check_count(kFunction, "period", config.period);
-  check_count(kFunction, "num_streams", config.num_streams);
+  check_count(function, "last_hidden_expand", config.last_hidden_expand);
+  check_count(function, "dilation", config.dilation);
+  check_count(function, "period", config.period);
+  check_count(function, "num_streams", config.num_streams);
   if (config.window) {
-    check_count(kFunction, "window", *config.window);
-    require<ValueError>(config.dilation == 1, kFunction, "window needs a dilation of 1",
+    check_count(function, "window", *config.window);
+    require<ValueError>(config.dilation == 1, function, "window needs a dilation of 1",
                         std::to_string(config.dilation));
   }
 }
@@ -113,7 +113,7 @@ double connection_parameters(const MuddConfig& config) {
   return total;
 }
 
-void check_total(const MuddConfig& config) {
+void check_total(const char* function, const MuddConfig& config) {
   const auto width = static_cast<double>(config.d_model);
   const double heads =
       static_cast<double>(config.num_heads) * static_cast<double>(head_dim_of(config));
@@ -121,7 +121,7 @@ void check_total(const MuddConfig& config) {
   const double total = 2.0 * width * static_cast<double>(config.vocab_size) +
                        block * static_cast<double>(config.num_layers) +
                        connection_parameters(config);
-  require<ValueError>(total <= kMaxParameters, kFunction,
+  require<ValueError>(total <= kMaxParameters, function,
                       "vocab_size, num_layers, d_model, d_ff and the connections' options must "
                       "make at most 1e13 parameters",
                       std::to_string(total));
@@ -150,19 +150,21 @@ bool is_last(const MuddConfig& config, std::int64_t layer) {
 
 }  // namespace
 
-void check(const MuddConfig& config) {
-  check_count(kFunction, "vocab_size", config.vocab_size);
-  check_count(kFunction, "num_layers", config.num_layers, kMaxLayers);
-  check_count(kFunction, "d_model", config.d_model);
-  check_count(kFunction, "d_ff", config.d_ff);
-  check_heads(config);
-  check_positive("norm_eps", config.norm_eps);
-  check_positive("rope_base", config.rope_base);
-  check_count(kFunction, "max_positions", config.max_positions);
-  check_connections(config);
-  check_count(kFunction, "ffn_round", config.ffn_round);
-  check_total(config);
-  ffn_dims_of(config);
+void check(const MuddConfig& config, const char* function) {
+  check_count(function, "vocab_size", config.vocab_size);
+  check_count(function, "num_layers", config.num_layers, kMaxLayers);
+  check_count(function, "d_model", config.d_model);
+  check_count(function, "d_ff", config.d_ff);
+  check_heads(function, config);
+  check_positive(function, "norm_eps", config.norm_eps);
+  check_positive(function, "rope_base", config.rope_base);
+  check_count(function, "max_positions", config.max_positions);
+  check_connections(function, config);
+  check_count(function, "ffn_round", config.ffn_round);
+  check_total(function, config);
+  if (has_ffn_reallocation(config)) {
+    widths_of(function, config.d_ff, config.num_layers, config.ffn_round);
+  }
 }
 
 bool is_multiway(Variant variant) {
@@ -241,7 +243,7 @@ std::vector<std::int64_t> reallocated_ffn_dims(std::int64_t d_ff, std::int64_t n
 
 std::vector<std::int64_t> ffn_dims_of(const MuddConfig& config) {
   return has_ffn_reallocation(config)
-             ? widths_of(kFunction, config.d_ff, config.num_layers, config.ffn_round)
+             ? widths_of(kModel, config.d_ff, config.num_layers, config.ffn_round)
              : std::vector<std::int64_t>();
 }
 

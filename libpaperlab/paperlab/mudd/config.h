@@ -75,13 +75,14 @@ struct MuddConfig {
   std::optional<std::int64_t> pad_token_id{};
 };
 
-/// \throws ValueError  "MuddFormer: ..." naming the option: a count below 1 or above 2^31 - 1,
+/// \param function  in whose name errors are.
+/// \throws ValueError  "FUNCTION: ..." naming the option: a count below 1 or above 2^31 - 1,
 ///                     num_layers above 10000, d_model no multiple of num_heads (unless head_dim is
 ///                     given), a head_dim that is odd or above 256, num_kv_heads no divisor of
 ///                     num_heads, ways that are not some of Q, K, V, R in that order, hidden_round
 ///                     < 0, norm_eps or rope_base not positive, a window with a dilation above 1,
 ///                     or a re-allocated width that rounds to 0.
-PAPERLAB_API void check(const MuddConfig& config);
+PAPERLAB_API void check(const MuddConfig& config, const char* function = "MuddFormer");
 
 /// Whether the variant has aggregates with a stream of its own for each of `ways`.
 PAPERLAB_API bool is_multiway(Variant variant);

@@ -10,6 +10,7 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/core/rng.h"
+#include "paperlab/mudd/initial_values_internal.h"
 #include "paperlab/mudd/layout.h"
 #include "paperlab/mudd/layout_internal.h"
 #include "paperlab/nn/init.h"
@@ -20,14 +21,6 @@ namespace {
 constexpr char kFunction[] = "MuddFormer";
 constexpr double kPostNorm = 1e-3;
 constexpr double kScale = 0.01;
-
-// A place in the random numbers that depends neither on the variant nor on other options. No role
-// has two matrices in a block; a connection has one of random numbers.
-std::uint64_t stream_of(const nn::ParameterSpec& spec) {
-  constexpr std::uint64_t kRoles = 64;  // at most
-  return static_cast<std::uint64_t>(spec.layer + 1) * kRoles +
-         static_cast<std::uint64_t>(spec.role);
-}
 
 at::Tensor newest(const std::vector<std::int64_t>& shape) {
   at::Tensor values = at::zeros(shape, at::kDouble);
@@ -118,6 +111,18 @@ void check_std(const char* name, const std::optional<double>& std) {
 }
 
 }  // namespace
+
+std::uint64_t stream_of(const nn::ParameterSpec& spec) {
+  constexpr std::uint64_t kRoles = 64;  // at most
+  return static_cast<std::uint64_t>(spec.layer + 1) * kRoles +
+         static_cast<std::uint64_t>(spec.role);
+}
+
+at::Tensor initial_value(const MuddConfig& config, const Entry& entry, std::uint64_t seed,
+                         at::ScalarType dtype) {
+  const InitOptions options;
+  return Initial(config, seed, dtype, options).value(entry);
+}
 
 std::vector<at::Tensor> initial_values(const MuddConfig& config, std::uint64_t seed,
                                        at::ScalarType dtype, const InitOptions& options) {

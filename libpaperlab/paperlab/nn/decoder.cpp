@@ -19,29 +19,12 @@
 #include "paperlab/core/error.h"
 #include "paperlab/nn/padding_internal.h"
 #include "paperlab/nn/widened.h"
-#include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/tensor_checks_internal.h"
 
 namespace paperlab::nn {
 namespace {
 
 constexpr char kForward[] = "forward";
-
-// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ... Forward gradients
-// would be lost below autograd.
-void check_parameters(const std::vector<Decoder::Parameter>& parameters) {
-  const at::Tensor& first = *parameters.front().value;
-  TORCH_CHECK_VALUE(!first.is_meta(), kForward, ": parameters must have data, got meta tensors");
-  for (const auto& [spec, value] : parameters) {
-    ops::refuse_forward_gradient(kForward, *value);
-    TORCH_CHECK_VALUE(value->sizes() == at::IntArrayRef(spec.shape), kForward, ": ", spec.name,
-                      " must be of shape ", at::IntArrayRef(spec.shape), ", got ", value->sizes());
-    TORCH_CHECK_TYPE(
-        value->scalar_type() == first.scalar_type() && value->device() == first.device(), kForward,
-        ": ", spec.name, " must be ", first.scalar_type(), " on ", first.device(),
-        " as the other parameters, got ", value->scalar_type(), " on ", value->device());
-  }
-}
 
 // Of the row with the least padding.
 std::int64_t least_of(const at::Tensor& key_start) {
@@ -99,7 +82,7 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
   cache->batch_size = batch_size;
   cache->max_length = max_length;
   cache->model = identity_;
-  at::TensorOptions options = parameters_.front().value->options().requires_grad(false);
+  at::TensorOptions options = parameters_.first().options().requires_grad(false);
   if (options.dtype() == at::kHalf) {
     options = options.dtype(at::kFloat);
   }
@@ -114,7 +97,7 @@ std::unique_ptr<Cache> Decoder::new_cache(std::int64_t batch_size, std::int64_t 
 RotaryTable Decoder::rotations(const Rotary& rotary, const at::Tensor& tokens,
                                const at::Tensor& key_start, std::int64_t num_past,
                                std::int64_t seq_len) const {
-  const at::Tensor& parameter = *parameters_.front().value;
+  const at::Tensor& parameter = parameters_.first();
   const at::ScalarType dtype = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   if (!key_start.defined()) {
     return rotary.range(num_past, tokens.size(1), dtype, seq_len, parameter.device());
@@ -155,7 +138,7 @@ std::pair<AttentionInput, AttentionInput> Decoder::positions(const at::Tensor& t
 // [B, T, d_model]. The positions are known to be below max_positions.
 at::Tensor Decoder::embed(const at::Tensor& tokens, const at::Tensor& key_start,
                           std::int64_t num_past) const {
-  const at::Tensor& table = *parameters_.front().value;
+  const at::Tensor& table = parameters_.first();
   at::Tensor x = widened(at::embedding(table, tokens));
   if (config_.embed_scale != 1.0) {
     x = at::mul(x, rounded(config_.embed_scale, table.scalar_type()));
@@ -193,7 +176,7 @@ at::Tensor Decoder::run(const at::Tensor& tokens, const at::Tensor& key_start,
 
 at::Tensor Decoder::hidden(const at::Tensor& tokens, const ForwardOptions& options) const {
   const NoRecording no_recording(options.cache != nullptr);
-  check_parameters(parameters_);
+  parameters_.check(kForward);
   check_tokens(kForward, tokens, config_.vocab_size, options.checks_ids);
   Cache* cache = options.cache;
   if (cache == nullptr) {
@@ -227,7 +210,7 @@ at::Tensor Decoder::forward(const at::Tensor& tokens, const ForwardOptions& opti
       state = state.narrow(1, state.size(1) - 1, 1);
     }
     const at::Tensor result = logits(state);
-    const at::ScalarType dtype = parameters_.front().value->scalar_type();
+    const at::ScalarType dtype = parameters_.first().scalar_type();
     return dtype == at::kHalf ? result.to(dtype) : result;
   } catch (...) {  // also where the layers have taken the tokens: the caller may try again
     if (options.cache != nullptr) {

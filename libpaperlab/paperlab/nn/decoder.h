@@ -16,7 +16,7 @@
 #include "paperlab/nn/block.h"
 #include "paperlab/nn/config.h"
 #include "paperlab/nn/connection.h"
-#include "paperlab/nn/parameters.h"
+#include "paperlab/nn/parameter_set.h"
 #include "paperlab/nn/rotary.h"
 
 namespace paperlab::nn {
@@ -51,10 +51,7 @@ struct ForwardOptions {
 /// may be called from several threads as long as nobody exchanges parts.
 class PAPERLAB_API Decoder {
  public:
-  struct Parameter {
-    ParameterSpec spec;
-    std::shared_ptr<at::Tensor> value;
-  };
+  using Parameter = NamedParameter;
 
   /// \param specs   the embedding first; one spec for each role that the config asks for.
   /// \param values  one for each of `specs`, in that order, one dtype (float32, float64, bfloat16,
@@ -74,14 +71,16 @@ class PAPERLAB_API Decoder {
   std::shared_ptr<Decoder> with_values(std::vector<at::Tensor> values) const;
 
   const DecoderConfig& config() const { return config_; }
-  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const std::vector<Parameter>& parameters() const { return parameters_.list(); }
 
   /// Puts another tensor in a parameter's place; its shape must be the same.
   /// \throws ValueError, ShapeError  if there is no such parameter, or its shape is another.
-  void set_parameter(const std::string& name, const at::Tensor& value);
+  void set_parameter(const std::string& name, const at::Tensor& value) {
+    parameters_.set(name, value);
+  }
 
   /// Moves the parameters there, those that are elsewhere; they require gradients as before.
-  void to(const at::Device& device);
+  void to(const at::Device& device) { parameters_.to(device); }
 
   /// The parameter of a role; nothing if the decoder has none. For a tied head the embedding.
   const at::Tensor* find(Role role, std::int64_t layer = -1, bool is_bias = false) const;
@@ -140,10 +139,6 @@ class PAPERLAB_API Decoder {
  private:
   void make_blocks();
   void make_connection();
-  const Parameter& named(const std::string& name) const;
-  const Parameter* first_of(Role role, std::int64_t layer, bool is_bias) const;
-  std::shared_ptr<at::Tensor> value(Role role, std::int64_t layer, bool is_bias) const;
-  LinearSlot linear_of(Role role, std::int64_t layer) const;
   std::shared_ptr<const NormLayer> norm_of(Role role, std::int64_t layer) const;
   std::shared_ptr<const NormLayer> stream_norm(Role role, std::int64_t layer) const;
   RotaryTable rotations(const Rotary& rotary, const at::Tensor& tokens, const at::Tensor& key_start,
@@ -159,7 +154,7 @@ class PAPERLAB_API Decoder {
 
   DecoderConfig config_;
   std::shared_ptr<const int> identity_ = std::make_shared<int>(0);
-  std::vector<Parameter> parameters_;
+  ParameterSet parameters_;
   std::shared_ptr<const Rotary> rotary_;
   std::shared_ptr<const Rotary> window_rotary_;       // of layers with a window, where they differ
   std::shared_ptr<const at::Tensor> position_table_;  // of learned positions

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <sstream>
 #include <utility>
 
 #include "paperlab/core/error.h"
@@ -9,13 +8,6 @@ namespace paperlab::nn {
 namespace {
 
 constexpr char kFunction[] = "nn::Decoder";
-
-template <class T>
-std::string text_of(const T& value) {
-  std::ostringstream text;
-  text << value;
-  return text.str();
-}
 
 void check_config(const DecoderConfig& config) {
   const auto check = [](bool holds, const char* required, std::int64_t got) {
@@ -55,32 +47,24 @@ void check_config(const DecoderConfig& config) {
         "norms with weights unless LayerNorm", config.has_norm_weights);
 }
 
-void check_value(const ParameterSpec& spec, const at::Tensor& value) {
-  require<ValueError>(value.defined(), kFunction, "a tensor for " + spec.name, "none");
-  require<ShapeError>(value.sizes() == at::IntArrayRef(spec.shape), kFunction,
-                      spec.name + " of shape " + text_of(at::IntArrayRef(spec.shape)),
-                      text_of(value.sizes()));
-  const at::ScalarType dtype = value.scalar_type();
-  require<DTypeError>(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      kFunction, spec.name + " in float32, float64, bfloat16 or float16", c10::toString(dtype));
+std::vector<ParameterSpec> beginning_with_embedding(std::vector<ParameterSpec> specs) {
+  require<ValueError>(!specs.empty() && specs.front().role == Role::kEmbed, kFunction,
+                      "specs that begin with the embedding", "others");
+  return specs;
+}
+
+DecoderConfig checked(DecoderConfig config) {
+  check_config(config);
+  return config;
 }
 
 }  // namespace
 
 Decoder::Decoder(DecoderConfig config, std::vector<ParameterSpec> specs,
                  std::vector<at::Tensor> values, MakeConnection make)
-    : config_(std::move(config)), make_connection_(std::move(make)) {
-  check_config(config_);
-  require<ValueError>(!specs.empty() && specs.front().role == Role::kEmbed, kFunction,
-                      "specs that begin with the embedding", "others");
-  require<ValueError>(specs.size() == values.size(), kFunction,
-                      std::to_string(specs.size()) + " parameters", std::to_string(values.size()));
-  for (std::size_t i = 0; i < specs.size(); ++i) {
-    check_value(specs[i], values[i]);
-    parameters_.push_back(
-        {std::move(specs[i]), std::make_shared<at::Tensor>(std::move(values[i]))});
-  }
+    : config_(checked(std::move(config))),
+      parameters_(kFunction, beginning_with_embedding(std::move(specs)), std::move(values)),
+      make_connection_(std::move(make)) {
   if (config_.rope.rotary_dim > 0) {
     rotary_ = std::make_shared<Rotary>(config_.rope);
   }
@@ -96,13 +80,14 @@ void Decoder::make_connection() {
     connection_ = std::make_shared<ResidualConnection>();
     return;
   }
-  connection_ = make_connection_([&](const std::string& name) { return named(name).value; });
+  connection_ =
+      make_connection_([&](const std::string& name) { return parameters_.named(name).value; });
 }
 
 std::shared_ptr<Decoder> Decoder::with_values(std::vector<at::Tensor> values) const {
   std::vector<ParameterSpec> specs;
-  specs.reserve(parameters_.size());
-  for (const Parameter& parameter : parameters_) {
+  specs.reserve(parameters().size());
+  for (const Parameter& parameter : parameters()) {
     specs.push_back(parameter.spec);
   }
   return std::make_shared<Decoder>(config_, std::move(specs), std::move(values), make_connection_);
@@ -119,14 +104,14 @@ void Decoder::make_blocks() {
     block.post_ffn_norm = norm_of(Role::kPostFfnNorm, layer);
     block.query_norm = norm_of(Role::kQueryNorm, layer);
     block.key_norm = norm_of(Role::kKeyNorm, layer);
-    block.query = linear_of(Role::kQuery, layer);
-    block.key = linear_of(Role::kKey, layer);
-    block.value = linear_of(Role::kValue, layer);
-    block.query_key_value = linear_of(Role::kQueryKeyValue, layer);
-    block.out = linear_of(Role::kOut, layer);
-    block.gate = linear_of(Role::kGate, layer);
-    block.up = linear_of(Role::kUp, layer);
-    block.down = linear_of(Role::kDown, layer);
+    block.query = parameters_.linear(Role::kQuery, layer);
+    block.key = parameters_.linear(Role::kKey, layer);
+    block.value = parameters_.linear(Role::kValue, layer);
+    block.query_key_value = parameters_.linear(Role::kQueryKeyValue, layer);
+    block.out = parameters_.linear(Role::kOut, layer);
+    block.gate = parameters_.linear(Role::kGate, layer);
+    block.up = parameters_.linear(Role::kUp, layer);
+    block.down = parameters_.linear(Role::kDown, layer);
     block.attention = attention;
   }
   final_norm_ =
@@ -134,36 +119,13 @@ void Decoder::make_blocks() {
   if (config_.is_norm_after) {
     final_norm_ = put_norms_after(blocks_);
   }
-  position_table_ = value(Role::kPositionEmbed, -1, false);
-  project_in_ = linear_of(Role::kProjectIn, -1);
-  project_out_ = linear_of(Role::kProjectOut, -1);
-  head_ = linear_of(config_.has_tied_head ? Role::kEmbed : Role::kHead, -1);
+  position_table_ = parameters_.find(Role::kPositionEmbed);
+  project_in_ = parameters_.linear(Role::kProjectIn, -1);
+  project_out_ = parameters_.linear(Role::kProjectOut, -1);
+  head_ = parameters_.linear(config_.has_tied_head ? Role::kEmbed : Role::kHead, -1);
   if (config_.has_tied_head) {
     head_.name = "lm_head";
   }
-}
-
-const Decoder::Parameter* Decoder::first_of(Role role, std::int64_t layer, bool is_bias) const {
-  const auto found = std::find_if(parameters_.begin(), parameters_.end(), [&](const auto& p) {
-    return p.spec.role == role && p.spec.layer == layer && p.spec.is_bias == is_bias;
-  });
-  return found == parameters_.end() ? nullptr : &*found;
-}
-
-std::shared_ptr<at::Tensor> Decoder::value(Role role, std::int64_t layer, bool is_bias) const {
-  const Parameter* parameter = first_of(role, layer, is_bias);
-  return parameter == nullptr ? nullptr : parameter->value;
-}
-
-LinearSlot Decoder::linear_of(Role role, std::int64_t layer) const {
-  const Parameter* weight = first_of(role, layer, false);
-  if (weight == nullptr) {
-    return {};
-  }
-  const std::string& name = weight->spec.name;
-  return {name.substr(0, name.rfind('.')),
-          std::make_shared<DenseLinear>(weight->value, value(role, layer, true),
-                                        weight->spec.is_transposed)};
 }
 
 // One that every decoder has.
@@ -175,37 +137,21 @@ std::shared_ptr<const NormLayer> Decoder::stream_norm(Role role, std::int64_t la
 }
 
 std::shared_ptr<const NormLayer> Decoder::norm_of(Role role, std::int64_t layer) const {
-  auto weight = value(role, layer, false);
+  auto weight = parameters_.find(role, layer);
   if (weight == nullptr) {
     return nullptr;
   }
   const bool is_of_head = role == Role::kQueryNorm || role == Role::kKeyNorm;
   if (config_.norm == Norm::kRms || is_of_head) {
-    if (config_.has_norm_offset) {
-      return std::make_shared<OffsetRmsNorm>(std::move(weight), config_.norm_eps);
-    }
-    return std::make_shared<RmsNorm>(std::move(weight), config_.norm_eps);
+    return std::make_shared<RmsNorm>(std::move(weight), config_.norm_eps, config_.has_norm_offset);
   }
-  return std::make_shared<LayerNorm>(std::move(weight), value(role, layer, true), config_.norm_eps);
-}
-
-const Decoder::Parameter& Decoder::named(const std::string& name) const {
-  const auto found = std::find_if(parameters_.begin(), parameters_.end(),
-                                  [&](const auto& p) { return p.spec.name == name; });
-  require<ValueError>(found != parameters_.end(), kFunction, "the name of a parameter", name);
-  return *found;
-}
-
-void Decoder::set_parameter(const std::string& name, const at::Tensor& value) {
-  const Parameter& parameter = named(name);
-  check_value(parameter.spec, value);
-  *parameter.value = value;
+  return parameters_.layer_norm(role, layer, config_.norm_eps);
 }
 
 const Decoder::Parameter* Decoder::find_parameter(Role role, std::int64_t layer,
                                                   bool is_bias) const {
   const bool is_tied = role == Role::kHead && config_.has_tied_head;
-  return first_of(is_tied ? Role::kEmbed : role, layer, is_bias);
+  return parameters_.entry(is_tied ? Role::kEmbed : role, layer, is_bias);
 }
 
 const at::Tensor* Decoder::find(Role role, std::int64_t layer, bool is_bias) const {
@@ -223,15 +169,6 @@ Block& Decoder::block(std::int64_t layer) {
 const DenseLinear* Decoder::plain_head() const {
   const bool is_plain = hooks_.empty() && config_.logit_softcap == 0.0;
   return is_plain ? dynamic_cast<const DenseLinear*>(head_.layer.get()) : nullptr;
-}
-
-void Decoder::to(const at::Device& device) {
-  for (const Parameter& parameter : parameters_) {
-    at::Tensor& value = *parameter.value;
-    if (value.device() != device) {
-      value = value.detach().to(device).set_requires_grad(value.requires_grad());
-    }
-  }
 }
 
 std::vector<LinearSlot*> Decoder::linears() {

@@ -7,7 +7,6 @@
 
 #include "paperlab/core/error.h"
 #include "paperlab/nn/activation.h"
-#include "paperlab/nn/connection.h"
 #include "paperlab/nn/encoder_parameters.h"
 #include "paperlab/nn/widened.h"
 
@@ -21,13 +20,26 @@ constexpr std::int64_t kMaxHeadDim = 256;
 }  // namespace
 
 Encoder::Encoder(EncoderConfig config, std::vector<ParameterSpec> specs,
-                 std::vector<at::Tensor> values)
-    : config_(std::move(config)), parameters_(kFunction, std::move(specs), std::move(values)) {
+                 std::vector<at::Tensor> values, MakeConnection make)
+    : config_(std::move(config)),
+      parameters_(kFunction, std::move(specs), std::move(values)),
+      make_connection_(std::move(make)) {
   require<ValueError>(config_.block.head_dim <= kMaxHeadDim, kFunction,
                       "heads of at most " + std::to_string(kMaxHeadDim) + " lanes",
                       std::to_string(config_.block.head_dim));
+  require<ValueError>(!config_.has_mean_pooling || reads_pixels(config_), kFunction,
+                      "mean pooling of pictures alone", "that of tokens");
+  require<ValueError>(make_connection_ == nullptr || config_.is_norm_first, kFunction,
+                      "norms before the sublayers where the connection is not the residual one",
+                      "norms after them");
   make_blocks();
   make_head();
+  if (make_connection_ == nullptr) {
+    connection_ = std::make_shared<ResidualConnection>();
+  } else {
+    connection_ =
+        make_connection_([&](const std::string& name) { return parameters_.named(name).value; });
+  }
 }
 
 std::shared_ptr<Encoder> Encoder::with_values(std::vector<at::Tensor> values) const {
@@ -35,7 +47,7 @@ std::shared_ptr<Encoder> Encoder::with_values(std::vector<at::Tensor> values) co
   for (const NamedParameter& parameter : parameters_.list()) {
     specs.push_back(parameter.spec);
   }
-  return std::make_shared<Encoder>(config_, std::move(specs), std::move(values));
+  return std::make_shared<Encoder>(config_, std::move(specs), std::move(values), make_connection_);
 }
 
 std::shared_ptr<const Attention> Encoder::attention_of(std::size_t layer) const {
@@ -142,12 +154,11 @@ at::Tensor Encoder::value(Role role, bool is_bias) const {
 at::Tensor Encoder::run(const at::Tensor& embeddings, const EncoderPass& pass) const {
   AttentionInput call;
   call.encoder = &pass;
-  const ResidualConnection connection;
-  std::unique_ptr<Stream> stream = connection.start(embeddings);
+  std::unique_ptr<Stream> stream = connection_->start(embeddings);
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
     if (layer == 1 && first_norm_ != nullptr) {
       const at::Tensor state = stream->finish(*first_norm_);
-      stream = connection.start(convolved(embeddings, state, pass));
+      stream = connection_->start(convolved(embeddings, state, pass));
     }
     call.layer = static_cast<std::int64_t>(layer);
     blocks_[layer].forward(config_.block, hooks_, call, *stream, nullptr);
@@ -199,11 +210,11 @@ at::Tensor Encoder::head(const at::Tensor& states) const {
   }
   TORCH_CHECK_VALUE(states.size(1) >= 1, kForward,
                     ": tokens must be [B, T] with T >= 1 where the first token is classified");
-  at::Tensor first = states.select(1, 0);
+  at::Tensor pooled = config_.has_mean_pooling ? states.mean(1) : states.select(1, 0);
   if (pooler_.layer != nullptr) {
-    first = activate(config_.pooler_activation, pooler_(first, hooks_));
+    pooled = activate(config_.pooler_activation, pooler_(pooled, hooks_));
   }
-  return head_(first, hooks_);
+  return head_(pooled, hooks_);
 }
 
 at::Tensor Encoder::in_own_dtype(const at::Tensor& x) const {

@@ -14,6 +14,7 @@
 
 #include "paperlab/core/export.h"
 #include "paperlab/nn/block.h"
+#include "paperlab/nn/connection.h"
 #include "paperlab/nn/encoder_attention.h"
 #include "paperlab/nn/encoder_config.h"
 #include "paperlab/nn/parameter_set.h"
@@ -36,9 +37,12 @@ class PAPERLAB_API Encoder {
  public:
   /// \param specs   as encoder_parameter_specs(config), perhaps with other names.
   /// \param values  as for ParameterSet.
-  /// \throws ShapeError, DTypeError, ValueError  if they are not as above, or a head has more than
-  ///                                             256 lanes.
-  Encoder(EncoderConfig config, std::vector<ParameterSpec> specs, std::vector<at::Tensor> values);
+  /// \param make    of what stands in the residual connection's place, where norms are first; null:
+  ///                nothing does.
+  /// \throws ShapeError, DTypeError, ValueError  if they are not as above, a head has more than 256
+  ///                                             lanes, or the mean of tokens is wanted.
+  Encoder(EncoderConfig config, std::vector<ParameterSpec> specs, std::vector<at::Tensor> values,
+          MakeConnection make = nullptr);
 
   ~Encoder() = default;
   Encoder(const Encoder&) = delete;
@@ -111,6 +115,8 @@ class PAPERLAB_API Encoder {
   LinearSlot head_dense_;
   std::shared_ptr<const NormLayer> head_norm_;
   LinearSlot head_;
+  MakeConnection make_connection_;
+  std::shared_ptr<const Connection> connection_;
   LinearHooks hooks_;
   std::int64_t num_hooks_ = 0;  // ever added
 };

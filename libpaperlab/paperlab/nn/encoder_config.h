@@ -17,7 +17,7 @@ enum class EncoderFamily : std::uint8_t { kBert, kRoberta, kDistilBert, kDeberta
 enum class EncoderOutput : std::uint8_t {
   kStates,      ///< Nothing: the model without a head.
   kVocabulary,  ///< Logits [B, T, V] of each token (masked language models).
-  kSequence,    ///< Logits [B, labels] of the first token.
+  kSequence,    ///< Logits [B, labels] of the first token, or of the mean of all.
   kTokens,      ///< Logits [B, T, labels] of each token.
 };
 
@@ -62,6 +62,8 @@ struct EncoderConfig {
                                      ///< pad_token_id + 1 on; padding has position pad_token_id.
   std::int64_t num_token_types = 0;  ///< 0: types of tokens are not read.
   std::int64_t num_labels = 0;
+  bool has_mean_pooling = false;  ///< Of pictures: no class token stands before the patches, and
+                                  ///< labels are those of the mean of all states (kSequence).
   bool has_pooler = false;        ///< A dense layer on the first token.
   std::int64_t pooler_width = 0;  ///< Its outputs.
   Activation pooler_activation = Activation::kTanh;

@@ -107,15 +107,17 @@ at::Tensor Encoder::embed_tokens(const EncoderInput& input) const {
   return embed_norm_->forward(x);
 }
 
-// A patch's embedding is one product; the class comes before the patches.
+// A patch's embedding is one product; the class, if there is one, comes before the patches.
 at::Tensor Encoder::embed_pixels(const at::Tensor& pixels) const {
   check_pixels(pixels, config_.patches);
   const at::Tensor weight = value(Role::kPatchEmbed).flatten(1);
   const at::Tensor bias = value(Role::kPatchEmbed, true);
   const at::Tensor x = pixels.to(weight.options());
-  const at::Tensor embedded = ops::linear(patches_of(x, config_.patches), weight, bias);
-  const at::Tensor first = value(Role::kClassToken).expand({x.size(0), 1, config_.block.d_model});
-  return at::add(at::cat({first, embedded}, 1), value(Role::kPositionEmbed));
+  at::Tensor embedded = ops::linear(patches_of(x, config_.patches), weight, bias);
+  if (const at::Tensor first = value(Role::kClassToken); first.defined()) {
+    embedded = at::cat({first.expand({x.size(0), 1, config_.block.d_model}), embedded}, 1);
+  }
+  return at::add(embedded, value(Role::kPositionEmbed));
 }
 
 // norm(state + activation(convolution of the embeddings)), zeros at hidden tokens.

@@ -40,11 +40,16 @@ std::vector<Architecture> architectures_of(const EncoderType& type) {
   return known;
 }
 
+// Files without it are those of the model itself, as for transformers' AutoModel.
 Architecture read_architecture(Settings& settings, const EncoderType& type) {
   const Json* value = settings.find_value("architectures");
+  const std::vector<Architecture> all = architectures_of(type);
+  if (value == nullptr || (value->is_array() && value->empty())) {
+    return all.front();
+  }
   std::string names;
-  for (const Architecture& known : architectures_of(type)) {
-    if (value != nullptr && value->is_array() && !value->empty() && value->front() == known.name) {
+  for (const Architecture& known : all) {
+    if (value->is_array() && value->front() == known.name) {
       return known;
     }
     names += (names.empty() ? "" : ", ") + known.name;
@@ -74,7 +79,8 @@ void read_sizes(Settings& settings, const EncoderType& type, DecoderConfig& bloc
   block.num_heads = settings.size(type.keys.heads, type.heads);
   block.num_kv_heads = block.num_heads;
   block.d_ff = settings.size(type.keys.ffn, type.ffn);
-  if (block.d_model % block.num_heads != 0) {
+  // ViT's heads have lanes of their own, or as many as fit.
+  if (type.family != EncoderFamily::kVit && block.d_model % block.num_heads != 0) {
     settings.refuse(type.keys.width, std::string("a multiple of ") + type.keys.heads + " (" +
                                          std::to_string(block.num_heads) + ")");
   }
@@ -96,15 +102,19 @@ void read_block(Settings& settings, const EncoderType& type, DecoderConfig& bloc
 
 void check_parameters(const Settings& settings, const EncoderConfig& config, const char* key) {
   const auto width = static_cast<double>(config.block.d_model);
-  const double block = 4.0 * width * width + 2.0 * width * static_cast<double>(config.block.d_ff);
+  const auto lanes = static_cast<double>(config.block.num_heads * config.block.head_dim);
+  const double block = 4.0 * width * lanes + 2.0 * width * static_cast<double>(config.block.d_ff);
   const double tables =
       static_cast<double>(config.block.vocab_size) + static_cast<double>(config.num_positions) +
-      static_cast<double>(config.num_labels) + 2.0 * static_cast<double>(config.relative.span);
+      static_cast<double>(config.num_labels) + static_cast<double>(config.pooler_width) +
+      2.0 * static_cast<double>(config.relative.span);
   const double patch = static_cast<double>(config.patches.num_channels) *
                        static_cast<double>(config.patches.height) *
                        static_cast<double>(config.patches.width);
+  const double convolution = width / static_cast<double>(config.convolution.groups) *
+                             static_cast<double>(config.convolution.kernel_size);
   const double total =
-      width * (tables + patch) + static_cast<double>(config.block.num_layers) * block;
+      width * (tables + patch + convolution) + static_cast<double>(config.block.num_layers) * block;
   if (total > kMaxParameters) {
     settings.refuse(key, "part of a model of at most 1e13 parameters");
   }

@@ -17,7 +17,7 @@ namespace paperlab::nn {
 struct HfEncoderModel {
   EncoderConfig config{};
   std::string model_type;            ///< bert, roberta, distilbert, deberta-v2, vit
-  std::string architecture;          ///< `architectures[0]`
+  std::string architecture;          ///< `architectures[0]`, absent: the model itself
   std::optional<std::string> dtype;  ///< `float32`, ...: only counts where stored types differ.
 };
 
@@ -26,8 +26,8 @@ PAPERLAB_API std::vector<std::string> encoder_model_types();
 
 /// Returns the encoder that a config.json describes: of `architectures[0]`, which is the model
 /// itself or its form for masked language models, for labels of sequences, of tokens or of
-/// pictures. An absent setting has the default of the model type's configuration class in
-/// transformers.
+/// pictures. Without `architectures` it is the model itself, as for transformers' AutoModel. An
+/// absent setting has the default of the model type's configuration class in transformers.
 /// \param source  the file's name, for messages.
 /// \throws ValueError  as read_hf_config().
 PAPERLAB_API HfEncoderModel read_hf_encoder_config(const std::string& source, const Json& config);

@@ -10,16 +10,10 @@ namespace {
 
 using Config = EncoderConfig;
 
-std::int64_t size_of(char letter, const Config& config) {
+std::int64_t size_of(char letter, const Config& config, std::int64_t layer) {
   switch (letter) {
-    case 'V':
-      return config.block.vocab_size;
-    case 'D':
-      return config.block.d_model;
-    case 'F':
-      return config.block.d_ff;
-    case 'Q':
-      return config.block.num_heads * config.block.head_dim;
+    case '1':
+      return 1;
     case 'P':
       return config.num_positions;
     case 'T':
@@ -40,13 +34,18 @@ std::int64_t size_of(char letter, const Config& config) {
       return config.patches.height;
     case 'X':
       return config.patches.width;
-    default:  // '1'
-      return 1;
+    default:
+      return size_of_block(letter, config.block, layer);
   }
 }
 
 std::string without(std::string_view root, const std::string& name) {
   return name.starts_with(root) ? name.substr(root.size()) : name;
+}
+
+// x.weight -> x
+std::string layer_of(const std::string& parameter) {
+  return parameter.substr(0, parameter.rfind('.'));
 }
 
 bool is_norm_of_tensorflow(const ParameterSpec& spec) {
@@ -65,7 +64,7 @@ std::vector<ParameterSpec> encoder_parameter_specs(const EncoderConfig& config) 
   const EncoderType& type = type_of(config.family);
   std::vector<ParameterSpec> specs = specs_of_rows<Config>(
       type.rows, config, config.block.num_layers,
-      [&](char letter, std::int64_t /*layer*/) { return size_of(letter, config); });
+      [&](char letter, std::int64_t layer) { return size_of(letter, config, layer); });
   if (config.output == EncoderOutput::kStates) {  // the model alone has no prefix
     for (ParameterSpec& spec : specs) {
       spec.name = without(type.root, spec.name);
@@ -73,6 +72,18 @@ std::vector<ParameterSpec> encoder_parameter_specs(const EncoderConfig& config) 
     }
   }
   return specs;
+}
+
+std::map<std::string, std::string> other_linear_names(const EncoderConfig& config) {
+  std::map<std::string, std::string> names;
+  for (const ParameterSpec& spec : encoder_parameter_specs(config)) {
+    const bool is_matrix = spec.shape.size() == 2 && !spec.is_bias;
+    if (is_matrix && !spec.other_name.empty()) {
+      names.emplace(layer_of(spec.name), layer_of(spec.other_name));
+      names.emplace(layer_of(spec.other_name), layer_of(spec.name));
+    }
+  }
+  return names;
 }
 
 std::map<std::string, std::string> encoder_copies(const EncoderConfig& config) {
@@ -96,7 +107,7 @@ std::string vocabulary_layer_name(const EncoderConfig& config) {
   untied.block.has_tied_head = false;
   for (const ParameterSpec& spec : encoder_parameter_specs(untied)) {
     if (spec.role == Role::kHead) {  // its weight, or the bias where there is never one
-      return spec.name.substr(0, spec.name.rfind('.'));
+      return layer_of(spec.name);
     }
   }
   return {};
@@ -119,12 +130,15 @@ std::vector<std::string> encoder_file_names(const EncoderConfig& config,
 bool is_of_other_head(const EncoderConfig& config, std::string_view name) {
   const std::string_view root = type_of(config.family).root;
   const std::string_view plain = name.starts_with(root) ? name.substr(root.size()) : name;
-  const bool is_masked_model = config.output == EncoderOutput::kStates;
+  const bool has_no_head = config.output == EncoderOutput::kStates;
+  const bool has_no_positions = config.num_positions == 0;  // they may be stored all the same
   return plain.starts_with("pooler.dense.") || plain.starts_with("cls.seq_relationship.") ||
          plain.starts_with("mask_predictions.") ||
-         (is_masked_model &&
+         (has_no_positions && plain == "embeddings.position_embeddings.weight") ||
+         (has_no_head &&
           (plain.starts_with("cls.predictions.") || plain.starts_with("lm_predictions.") ||
-           plain.starts_with("lm_head.") || plain.starts_with("vocab_")));
+           plain.starts_with("lm_head.") || plain.starts_with("vocab_") ||
+           plain.starts_with("classifier.") || plain.starts_with("pre_classifier.")));
 }
 
 bool is_encoder_buffer(std::string_view name) {

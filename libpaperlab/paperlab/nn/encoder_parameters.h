@@ -23,13 +23,17 @@ PAPERLAB_API std::map<std::string, std::string> encoder_copies(const EncoderConf
 /// The name of the layer that makes logits of a vocabulary, also where it is the embedding.
 PAPERLAB_API std::string vocabulary_layer_name(const EncoderConfig& config);
 
+/// Returns the names of linear layers that go by two, in files and in the memory of transformers 5
+/// (ViT's): each one's other name, both ways.
+PAPERLAB_API std::map<std::string, std::string> other_linear_names(const EncoderConfig& config);
+
 /// Names that files may have in the place of a parameter's, besides its other_name: `gamma` and
 /// `beta` of norms that TensorFlow wrote, and names with or without the model's prefix.
 PAPERLAB_API std::vector<std::string> encoder_file_names(const EncoderConfig& config,
                                                          const ParameterSpec& spec);
 
-/// Whether files may hold a tensor of this name that the model leaves aside: of other heads, which
-/// stay as they are when it is saved.
+/// Whether files may hold a tensor of this name that the model leaves aside: of other heads, or of
+/// positions that it does not read (DeBERTa). They stay as they are when it is saved.
 PAPERLAB_API bool is_of_other_head(const EncoderConfig& config, std::string_view name);
 
 /// Whether a tensor of this name is a buffer of old versions of transformers.

@@ -24,12 +24,13 @@ bool is_norm(Role role) {
 
 double standard_deviation(const DecoderConfig& config, Init init, const ParameterSpec& spec) {
   const auto width = static_cast<double>(config.d_model);
+  const auto depth = static_cast<double>(config.num_layers);
+  const bool is_output = spec.role == Role::kOut || spec.role == Role::kDown;
   switch (init) {
     case Init::kGptNeoX:
-      if (spec.role == Role::kOut || spec.role == Role::kDown) {
-        return 2.0 / (static_cast<double>(config.num_layers) * std::sqrt(width));
-      }
-      return std::sqrt(2.0 / (5.0 * width));
+      return is_output ? 2.0 / (depth * std::sqrt(width)) : std::sqrt(2.0 / (5.0 * width));
+    case Init::kGpt2:
+      return is_output ? config.init_std / std::sqrt(2.0 * depth) : config.init_std;
     case Init::kXavier:
       return std::sqrt(2.0 / static_cast<double>(spec.shape[0] + spec.shape[1]));
     case Init::kNormal:

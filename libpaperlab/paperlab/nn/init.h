@@ -18,6 +18,9 @@ enum class Init : std::uint8_t {
   kNormal,   ///< config.init_std everywhere (Llama's released configuration).
   kGptNeoX,  ///< sqrt(2 / (5 E)); the attention's and the FFN's output 2 / (L sqrt(E)).
              ///< Source: Black et al., arXiv:2204.06745, Sec. 3.
+  kGpt2,     ///< config.init_std; the attention's and the FFN's output init_std / sqrt(2 L).
+             ///< Source: Radford et al., 2019, "Language models are unsupervised multitask
+             ///< learners", Sec. 2.3.
   kXavier,   ///< sqrt(2 / (in + out)); Source: Glorot, Bengio, AISTATS 2010, Eq. (12).
 };
 

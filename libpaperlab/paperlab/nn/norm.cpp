@@ -13,32 +13,29 @@ NormLayer::Sum NormLayer::add(const at::Tensor& x, const at::Tensor& delta) cons
   return {forward(sum), sum};
 }
 
+// 1 + weight in bfloat16 would lose most of a small weight.
+at::Tensor RmsNorm::multiplier() const {
+  at::Tensor weight = widened(*weight_);
+  if (!has_offset_) {
+    return weight;
+  }
+  return at::add(weight.scalar_type() == at::kBFloat16 ? weight.to(at::kFloat) : weight, 1.0);
+}
+
 at::Tensor RmsNorm::forward(const at::Tensor& x) const {
-  return ops::rms_norm(x, widened(*weight_), {}, eps_).y;
+  const at::Tensor weight = multiplier();
+  const at::Tensor wide = has_offset_ ? x.to(weight.scalar_type()) : x;
+  return ops::rms_norm(wide, weight, {}, eps_).y.to(x.scalar_type());
 }
 
 NormLayer::Sum RmsNorm::add(const at::Tensor& x, const at::Tensor& delta) const {
-  const ops::RmsNormResult result = ops::rms_norm(delta, widened(*weight_), x, eps_);
-  return {result.y, result.sum};
-}
-
-// 1 + weight in bfloat16 would lose most of a small weight.
-at::Tensor OffsetRmsNorm::forward(const at::Tensor& x) const {
-  at::Tensor weight = widened(*weight_);
-  if (weight.scalar_type() == at::kBFloat16) {
-    weight = weight.to(at::kFloat);
-  }
-  const at::Tensor wide = x.to(weight.scalar_type());
-  return ops::rms_norm(wide, at::add(weight, 1.0), {}, eps_).y.to(x.scalar_type());
-}
-
-NormLayer::Sum OffsetRmsNorm::add(const at::Tensor& x, const at::Tensor& delta) const {
-  const at::Tensor weight = widened(*weight_);
-  if (x.scalar_type() != weight.scalar_type() || x.scalar_type() == at::kBFloat16 ||
-      delta.scalar_type() != x.scalar_type()) {
+  const at::Tensor weight = multiplier();
+  const bool is_one_type =
+      x.scalar_type() == weight.scalar_type() && delta.scalar_type() == x.scalar_type();
+  if (has_offset_ && !is_one_type) {
     return NormLayer::add(x, delta);
   }
-  const ops::RmsNormResult result = ops::rms_norm(delta, at::add(weight, 1.0), x, eps_);
+  const ops::RmsNormResult result = ops::rms_norm(delta, weight, x, eps_);
   return {result.y, result.sum};
 }
 

@@ -29,32 +29,22 @@ class PAPERLAB_API NormLayer {
 };
 
 /// x / sqrt(mean(x^2) + eps) * weight, statistics in float32 (float64 for float64); the addition
-/// is part of the same pass.
+/// is part of the same pass. With an offset 1 + weight stands for weight (Gemma), and the product
+/// is rounded once.
 class PAPERLAB_API RmsNorm final : public NormLayer {
  public:
-  RmsNorm(std::shared_ptr<const at::Tensor> weight, double eps)
-      : weight_(std::move(weight)), eps_(eps) {}
+  RmsNorm(std::shared_ptr<const at::Tensor> weight, double eps, bool has_offset = false)
+      : weight_(std::move(weight)), eps_(eps), has_offset_(has_offset) {}
 
   at::Tensor forward(const at::Tensor& x) const override;
   Sum add(const at::Tensor& x, const at::Tensor& delta) const override;
 
  private:
+  at::Tensor multiplier() const;
+
   std::shared_ptr<const at::Tensor> weight_;
   double eps_;
-};
-
-/// RmsNorm times 1 + weight instead of weight (Gemma), the product rounded once.
-class PAPERLAB_API OffsetRmsNorm final : public NormLayer {
- public:
-  OffsetRmsNorm(std::shared_ptr<const at::Tensor> weight, double eps)
-      : weight_(std::move(weight)), eps_(eps) {}
-
-  at::Tensor forward(const at::Tensor& x) const override;
-  Sum add(const at::Tensor& x, const at::Tensor& delta) const override;
-
- private:
-  std::shared_ptr<const at::Tensor> weight_;
-  double eps_;
+  bool has_offset_;
 };
 
 /// x: a state that is read as it is.

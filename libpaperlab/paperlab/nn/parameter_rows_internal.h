@@ -55,6 +55,10 @@ struct ResolvedRow {
 /// The size that a letter stands for in a block (-1: outside the blocks).
 using SizeOf = std::function<std::int64_t(char letter, std::int64_t layer)>;
 
+/// The sizes of a decoder by the letters of families/family_internal.h, some of which encoders
+/// share.
+std::int64_t size_of_block(char letter, const DecoderConfig& config, std::int64_t layer);
+
 /// Returns the parameters of the rows: those of each block together, in the order of the table.
 /// \param root  what names begin with and files of the model without its head leave out; empty:
 ///              nothing.

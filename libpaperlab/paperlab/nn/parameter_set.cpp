@@ -44,19 +44,29 @@ ParameterSet::ParameterSet(std::string owner, std::vector<ParameterSpec> specs,
   }
 }
 
-std::shared_ptr<at::Tensor> ParameterSet::find(Role role, std::int64_t layer, bool is_bias) const {
+const NamedParameter* ParameterSet::entry(Role role, std::int64_t layer, bool is_bias) const {
   const auto found = std::find_if(list_.begin(), list_.end(), [&](const NamedParameter& p) {
     return p.spec.role == role && p.spec.layer == layer && p.spec.is_bias == is_bias;
   });
-  return found == list_.end() ? nullptr : found->value;
+  return found == list_.end() ? nullptr : &*found;
 }
 
-void ParameterSet::set(const std::string& name, const at::Tensor& value) {
+const NamedParameter& ParameterSet::named(const std::string& name) const {
   const auto found = std::find_if(list_.begin(), list_.end(),
                                   [&](const NamedParameter& p) { return p.spec.name == name; });
   require<ValueError>(found != list_.end(), owner_.c_str(), "the name of a parameter", name);
-  check_value(owner_, found->spec, value);
-  *found->value = value;
+  return *found;
+}
+
+std::shared_ptr<at::Tensor> ParameterSet::find(Role role, std::int64_t layer, bool is_bias) const {
+  const NamedParameter* found = entry(role, layer, is_bias);
+  return found == nullptr ? nullptr : found->value;
+}
+
+void ParameterSet::set(const std::string& name, const at::Tensor& value) {
+  const NamedParameter& parameter = named(name);
+  check_value(owner_, parameter.spec, value);
+  *parameter.value = value;
 }
 
 void ParameterSet::to(const at::Device& device) {
@@ -68,6 +78,8 @@ void ParameterSet::to(const at::Device& device) {
   }
 }
 
+// Shapes, dtypes and devices change in place: Module.to(), tensor.data = ... Forward gradients
+// would be lost below autograd.
 void ParameterSet::check(const char* function) const {
   TORCH_CHECK_VALUE(!first().is_meta(), function, ": parameters must have data, got meta tensors");
   for (const auto& [spec, value] : list_) {
@@ -82,10 +94,8 @@ void ParameterSet::check(const char* function) const {
 }
 
 LinearSlot ParameterSet::linear(Role role, std::int64_t layer) const {
-  const auto found = std::find_if(list_.begin(), list_.end(), [&](const NamedParameter& p) {
-    return p.spec.role == role && p.spec.layer == layer && !p.spec.is_bias;
-  });
-  if (found == list_.end()) {
+  const NamedParameter* found = entry(role, layer);
+  if (found == nullptr) {
     return {};
   }
   const std::string& name = found->spec.name;

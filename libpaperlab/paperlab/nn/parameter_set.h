@@ -35,6 +35,12 @@ class PAPERLAB_API ParameterSet {
   /// The dtype and device of the first.
   const at::Tensor& first() const { return *list_.front().value; }
 
+  /// The parameter of a role; null: the model has none.
+  const NamedParameter* entry(Role role, std::int64_t layer = -1, bool is_bias = false) const;
+
+  /// \throws ValueError  if there is no parameter of that name.
+  const NamedParameter& named(const std::string& name) const;
+
   /// The place of a role; null: the model has none.
   std::shared_ptr<at::Tensor> find(Role role, std::int64_t layer = -1, bool is_bias = false) const;
 

@@ -4,9 +4,8 @@
 #include "paperlab/nn/families/family_internal.h"
 
 namespace paperlab::nn {
-namespace {
 
-std::int64_t size_of(char letter, const DecoderConfig& config, std::int64_t layer) {
+std::int64_t size_of_block(char letter, const DecoderConfig& config, std::int64_t layer) {
   const std::int64_t query = config.num_heads * config.head_dim;
   const std::int64_t key = config.num_kv_heads * config.head_dim;
   switch (letter) {
@@ -32,8 +31,6 @@ std::int64_t size_of(char letter, const DecoderConfig& config, std::int64_t laye
   }
 }
 
-}  // namespace
-
 const NameTable& names_of(Family family) {
   switch (family) {
     case Family::kGptNeoX:
@@ -58,7 +55,8 @@ std::vector<ParameterSpec> parameter_specs(const DecoderConfig& config, Family f
                       std::to_string(num_widths));
   return specs_of_rows(
       names.rows, config, config.num_layers,
-      [&](char letter, std::int64_t layer) { return size_of(letter, config, layer); }, names.root);
+      [&](char letter, std::int64_t layer) { return size_of_block(letter, config, layer); },
+      names.root);
 }
 
 std::vector<std::string> head_names(Family family) {

@@ -27,7 +27,8 @@ struct AttentionOptions {
   /// of keys that are gone, it does not see.
   std::int64_t num_past = 0;
   /// [B] int64, 0..num_past + S: keys at positions key_start <= j < key_end take part, others are
-  /// never read and may hold NaN. Absent: all.
+  /// never read and may hold NaN. Values on a CUDA device are not looked at: one outside counts as
+  /// the nearest inside, which are the same keys. Absent: all.
   at::Tensor key_start = {};
   at::Tensor key_end = {};
   /// [B, H, T, D]: the queries for the prefix. Absent: query.
@@ -64,7 +65,8 @@ struct AttentionResult {
 /// \param key    [B, G, S, D], H % G == 0, dtype and device of query, any strides.
 /// \param value  [B, G, S, D], likewise.
 /// \return       new tensors; differentiable once with respect to query, key, value and the prefix.
-/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above.
+/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above (but
+///                          values on a CUDA device).
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::attention`, its gradient as `paperlab::attention_backward`, the same

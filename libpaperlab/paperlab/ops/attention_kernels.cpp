@@ -8,7 +8,6 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/cuda.h"
 #include "kernels/common/backend.h"
-#include "paperlab/ops/attention_torch_internal.h"
 #include "paperlab/ops/kernel_views_internal.h"
 #include "paperlab/ops/parallel_bridge.h"
 
@@ -124,7 +123,6 @@ AttentionResults attention_by_kernels(const AttentionArguments& in, Route route)
     if (route == Route::kCpu) {
       kernels::attention(problem, outputs, torch_executor());
     } else if constexpr (kernels::kHasCuda) {
-      check_key_ranges(in);
       on_cuda(in.query, kernels::attention_cuda_workspace(problem),
               [&](void* memory, const kernels::Context& context) {
                 kernels::attention_cuda(problem, outputs, memory, context);
@@ -153,7 +151,6 @@ AttentionGradients attention_backward_by_kernels(const AttentionArguments& in,
     if (route == Route::kCpu) {
       kernels::attention_backward(problem, forward, views, torch_executor());
     } else if constexpr (kernels::kHasCuda) {
-      check_key_ranges(in);
       if (in.query.size(1) == 0) {  // nobody reads the keys, so no block writes their gradients
         std::apply([](const auto&... gradient) { (gradient.zero_(), ...); }, gradients);
         return;

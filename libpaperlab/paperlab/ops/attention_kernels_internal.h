@@ -30,7 +30,7 @@ kernels::KeyRule rule_of(const AttentionArguments& arguments);
 double scale_of(const AttentionArguments& arguments);
 
 /// Of arguments that were checked. Check the values in key_start and key_end: throw c10::ValueError
-/// before any work; on a GPU the error surfaces when something waits for it.
+/// before any work; values on a GPU are not looked at.
 /// \param route  kCpu or kCuda.
 AttentionResults attention_by_kernels(const AttentionArguments& arguments, Route route);
 AttentionGradients attention_backward_by_kernels(const AttentionArguments& arguments,

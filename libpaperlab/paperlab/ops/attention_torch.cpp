@@ -1,7 +1,5 @@
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -10,12 +8,12 @@
 
 #include <array>
 #include <limits>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "paperlab/ops/attention_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/torch_products_internal.h"
 
 namespace paperlab::ops {
 namespace {
@@ -25,19 +23,18 @@ using kernels::KeyRuleKind;
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
 void check_key_range(const AttentionArguments& in, const char* name, const at::Tensor& bound) {
-  if (!bound.defined()) {
+  if (!bound.defined() || !bound.is_cpu()) {  // a GPU is not waited for
     return;
   }
   const std::int64_t limit = in.num_past.expect_int() + in.key.size(2);
-  const at::Tensor is_bad = (bound < 0) | (bound > limit);
-  const std::string message =
-      std::string(in.function) + ": " + name + " must be in 0.." + std::to_string(limit);
-  if (!bound.device().is_cpu()) {
-    at::_assert_async(is_bad.any().logical_not(), message);
-    return;
-  }
-  const at::Tensor bad = bound.masked_select(is_bad);
-  TORCH_CHECK_VALUE(bad.numel() == 0, message, ", got ", bad[0].item<std::int64_t>());
+  const at::Tensor bad = bound.masked_select((bound < 0) | (bound > limit));
+  TORCH_CHECK_VALUE(bad.numel() == 0, in.function, ": ", name, " must be in 0..", limit, ", got ",
+                    bad[0].item<std::int64_t>());
+}
+
+void check_key_ranges(const AttentionArguments& in) {
+  check_key_range(in, "key_start", in.key_start);
+  check_key_range(in, "key_end", in.key_end);
 }
 
 // Products of heads that share keys: the H / G query heads of a key head are rows of one matrix.
@@ -48,30 +45,29 @@ at::Tensor grouped(const at::Tensor& x, const at::Tensor& keys) {
   return x.reshape({x.size(0), num_groups, x.size(1) / num_groups * x.size(2), x.size(3)});
 }
 
-// x y, [B, G, rows, columns], with sums in that dtype: that of x and y, or, on a GPU, float32 of a
-// half type, whose products the matrix units make.
-at::Tensor product(const at::Tensor& x, const at::Tensor& y, at::ScalarType sums) {
+// x y, [B, G, rows, columns], with sums in that dtype.
+at::Tensor products(const at::Tensor& x, const at::Tensor& y, at::ScalarType sums) {
   if (x.scalar_type() == sums) {
     return x.matmul(y);
   }
-  return at::bmm(x.flatten(0, 1), y.flatten(0, 1), sums).unflatten(0, {x.size(0), x.size(1)});
+  return product(x.flatten(0, 1), y.flatten(0, 1), sums).unflatten(0, {x.size(0), x.size(1)});
 }
 
 // x y_h^T, [B, H, rows, N], of x [B, H, rows, D] and y [B, G, N, D].
 at::Tensor with_keys(const at::Tensor& x, const at::Tensor& y, at::ScalarType sums) {
-  return product(grouped(x, y), y.transpose(2, 3), sums)
+  return products(grouped(x, y), y.transpose(2, 3), sums)
       .reshape({x.size(0), x.size(1), x.size(2), y.size(2)});
 }
 
 // x y_h, [B, H, rows, D], of x [B, H, rows, N].
 at::Tensor over_keys(const at::Tensor& x, const at::Tensor& y, at::ScalarType sums) {
-  return product(grouped(x, y), y, sums).reshape({x.size(0), x.size(1), x.size(2), y.size(3)});
+  return products(grouped(x, y), y, sums).reshape({x.size(0), x.size(1), x.size(2), y.size(3)});
 }
 
 // The sum over rows and the heads of a group of x^T rows, like y: [B, G, N, D].
 at::Tensor over_rows(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& y,
                      at::ScalarType sums) {
-  return product(grouped(x, y).transpose(2, 3), grouped(rows, y), sums);
+  return products(grouped(x, y).transpose(2, 3), grouped(rows, y), sums);
 }
 
 // Queries, keys and values of one of the two key streams as factors of products; or their
@@ -121,14 +117,15 @@ class Problem {
         scale_(scale_of(in)),
         dtype_(lse_dtype(in.query)),
         input_dtype_(in.query.scalar_type()),
-        factor_dtype_(in.query.is_cuda() ? input_dtype_ : dtype_),
+        factor_dtype_(factor_dtype(in.query, dtype_)),
         has_one_row_(in.query.is_cpu() && in.query.size(2) == 1) {
     const at::TensorOptions integers = in.query.options().dtype(at::kLong);
+    const std::int64_t limit = plan_.rule.num_past + plan_.num_keys;
     const auto bound = [&](const at::Tensor& x, std::int64_t otherwise) {
-      return x.defined() ? x.unsqueeze(1) : at::full({1, 1}, otherwise, integers);
+      return x.defined() ? x.clamp(0, limit).unsqueeze(1) : at::full({1, 1}, otherwise, integers);
     };
     start_ = bound(in.key_start, 0);
-    end_ = bound(in.key_end, plan_.rule.num_past + plan_.num_keys);
+    end_ = bound(in.key_end, limit);
     may_leave_out_ = in.key_start.defined() || in.key_end.defined() ||
                      plan_.rule.kind == KeyRuleKind::kCoreContext;
     const auto lain = [this](const at::Tensor& x) { return x.to(factor_dtype_); };
@@ -332,14 +329,12 @@ std::array<at::Tensor, 6> all_of(const AttentionGradients& gradients) {
 
 }  // namespace
 
-void check_key_ranges(const AttentionArguments& in) {
-  check_key_range(in, "key_start", in.key_start);
-  check_key_range(in, "key_end", in.key_end);
-}
-
 AttentionResults attention_by_torch(const AttentionArguments& in) {
   const autocast::Off guard;
   check_key_ranges(in);
+  if (takes_flash(in)) {
+    return attention_by_flash(in);
+  }
   AttentionResults results = new_results(in);
   if (!is_row_by_row(in)) {
     attend(in, results);

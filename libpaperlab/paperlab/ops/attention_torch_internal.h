@@ -5,6 +5,8 @@
 /// (float64 for float64); of half types weights and the logits' gradients are rounded to that type
 /// before they are multiplied. Memory beside the results is bounded but for what is linear in T
 /// and S. With T = 1 on the CPU the same bits for any B; on a GPU that is left to its libraries.
+/// There LibTorch's flash attention takes dense and full attention of half types; gradients come
+/// from chunks all the same, so that they have the same bits from run to run.
 
 #include <ATen/core/Tensor.h>
 
@@ -16,15 +18,19 @@
 
 namespace paperlab::ops {
 
-/// Of arguments that were checked. A value in key_start or key_end that is refused is a
-/// c10::ValueError on the CPU; on a GPU the error surfaces when something waits for it.
+/// Of arguments that were checked. A value in key_start or key_end outside 0..num_past + S is a
+/// c10::ValueError on the CPU; on a GPU it counts as the nearest inside, as in our kernel.
 AttentionResults attention_by_torch(const AttentionArguments& arguments);
 AttentionGradients attention_backward_by_torch(const AttentionArguments& arguments,
                                                const AttentionBackwardArguments& backward);
 
-/// Throws c10::ValueError for a value in key_start or key_end that is refused; on a GPU the error
-/// surfaces when something waits for it.
-void check_key_ranges(const AttentionArguments& arguments);
+/// Whether LibTorch's flash attention computes `arguments` with these sums and rounding: on a GPU
+/// of sm_80 or newer, half types, D a multiple of 8, every row seeing all keys or those up to its
+/// own, no prefix, no key ranges, scale > 0.
+bool takes_flash(const AttentionArguments& arguments);
+
+/// Of arguments that it takes.
+AttentionResults attention_by_flash(const AttentionArguments& arguments);
 
 /// KeyRule::visible of many rows; int64 [B or 1, rows].
 struct VisibleRows {

@@ -1,4 +1,3 @@
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -6,6 +5,7 @@
 #include "paperlab/ops/depth_checks_internal.h"
 #include "paperlab/ops/depth_torch_internal.h"
 #include "paperlab/ops/dispatch_rules_internal.h"
+#include "paperlab/ops/torch_products_internal.h"
 
 namespace paperlab::ops::depth {
 namespace {
@@ -31,16 +31,23 @@ at::Tensor matrices(const at::Tensor& x, std::int64_t first, std::int64_t count,
 
 at::Tensor by_rows(const at::Tensor& matrices) { return matrices.permute({1, 0, 2}); }
 
+// In which x and y are multiplied: their own dtype where they share it and a GPU multiplies half
+// types; weights that a generator made in the type of statistics are not rounded.
+at::ScalarType factors_of(const at::Tensor& x, const at::Tensor& y, at::ScalarType sums) {
+  return x.scalar_type() == y.scalar_type() ? factor_dtype(x, sums) : sums;
+}
+
 }  // namespace
 
 at::Tensor sums_torch(const at::Tensor& states, const at::Tensor& weights) {
   const autocast::Off off;
   const at::ScalarType dtype = statistics_of(states);
+  const at::ScalarType factors = factors_of(weights, states, dtype);
   const std::int64_t width = states.size(2);
   const at::Tensor out = at::empty({weights.size(0), states.size(1), width}, states.options());
   for_tokens(states.size(1), states.size(0) * width, [&](std::int64_t first, std::int64_t count) {
-    const at::Tensor sums =
-        at::bmm(matrices(weights, first, count, dtype), matrices(states, first, count, dtype));
+    const at::Tensor sums = product(matrices(weights, first, count, factors),
+                                    matrices(states, first, count, factors), dtype);
     out.narrow(1, first, count).copy_(by_rows(sums));
   });
   return out;
@@ -49,15 +56,17 @@ at::Tensor sums_torch(const at::Tensor& states, const at::Tensor& weights) {
 at::Tensor weight_gradients_torch(const at::Tensor& grad, const at::Tensor& states) {
   const autocast::Off off;
   const at::ScalarType dtype = statistics_of(states);
+  const at::ScalarType factors = factors_of(grad, states, dtype);
   const std::int64_t num_sources = states.size(0);
   const at::Tensor out =
       at::empty({grad.size(0), states.size(1), num_sources}, states.options().dtype(dtype));
-  for_tokens(
-      states.size(1), num_sources * states.size(2), [&](std::int64_t first, std::int64_t count) {
-        const at::Tensor sums = at::bmm(matrices(grad, first, count, dtype),
-                                        matrices(states, first, count, dtype).transpose(1, 2));
-        out.narrow(1, first, count).copy_(by_rows(sums));
-      });
+  for_tokens(states.size(1), num_sources * states.size(2),
+             [&](std::int64_t first, std::int64_t count) {
+               const at::Tensor sums =
+                   product(matrices(grad, first, count, factors),
+                           matrices(states, first, count, factors).transpose(1, 2), dtype);
+               out.narrow(1, first, count).copy_(by_rows(sums));
+             });
   return out;
 }
 
@@ -65,9 +74,10 @@ void state_gradients_torch(const at::Tensor& grad, const at::Tensor& weights,
                            std::int64_t num_sources, const TakeStates& take) {
   const autocast::Off off;
   const at::ScalarType dtype = statistics_of(grad);
+  const at::ScalarType factors = factors_of(weights, grad, dtype);
   for_tokens(grad.size(1), num_sources * grad.size(2), [&](std::int64_t first, std::int64_t count) {
-    take(first, by_rows(at::bmm(matrices(weights, first, count, dtype).transpose(1, 2),
-                                matrices(grad, first, count, dtype))));
+    take(first, by_rows(product(matrices(weights, first, count, factors).transpose(1, 2),
+                                matrices(grad, first, count, factors), dtype)));
   });
 }
 

@@ -1,15 +1,16 @@
 #include "paperlab/ops/even_pairs_loss.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -120,17 +121,21 @@ at::Tensor new_like(const at::Tensor& x) {
   return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
 }
 
-// The values of u and w. On a GPU the error surfaces when something waits for it.
+// The values of u and w; those on a GPU are not waited for (with_values_of).
 void check_values(const at::Tensor& u, const at::Tensor& w) {
   for (const auto& [name, x] : {std::pair("u", &u), {"w", &w}}) {
-    const at::Tensor is_right = x->isfinite().all();
-    const std::string message = std::string("even_pairs_loss: ") + name + " must be finite";
-    if (x->device().is_cpu()) {
-      TORCH_CHECK_VALUE(is_right.item<bool>(), message, ", got nan or infinity");
-    } else {
-      at::_assert_async(is_right, message);
-    }
+    TORCH_CHECK_VALUE(!x->is_cpu() || x->isfinite().all().item<bool>(), "even_pairs_loss: ", name,
+                      " must be finite, got nan or infinity");
   }
+}
+
+// `result`, or on a GPU NaN in its place if u or w is refused.
+at::Tensor with_values_of(const at::Tensor& u, const at::Tensor& w, const at::Tensor& result) {
+  if (u.is_cpu()) {
+    return result;
+  }
+  const at::Tensor is_right = u.isfinite().all().logical_and(w.isfinite().all());
+  return at::where(is_right, result, std::numeric_limits<double>::quiet_NaN());
 }
 
 // u and w as float64 in the kernel's layout, where they lie.
@@ -190,8 +195,9 @@ at::Tensor loss_any(const at::Tensor& u, const at::Tensor& w, double attention_s
   const Route route = route_of(kLoss, u, "u");
   if (route != Route::kCpu) {
     check_values(u, w);
-    return route == Route::kCuda ? loss_on_cuda(u, w, attention_scale)
-                                 : forms::even_pairs_loss(u, w, attention_scale);
+    return with_values_of(u, w,
+                          route == Route::kCuda ? loss_on_cuda(u, w, attention_scale)
+                                                : forms::even_pairs_loss(u, w, attention_scale));
   }
   const Parameters parameters = parameters_of(u, w, attention_scale);
   kernels::FoldPlan plan = even_pairs_plan(parameters.view().max_length);
@@ -220,8 +226,10 @@ std::tuple<at::Tensor, at::Tensor> backward_any(const at::Tensor& grad, const at
   const Route route = route_of(kLoss, u, "u");
   if (route != Route::kCpu) {
     check_values(u, w);
-    return route == Route::kCuda ? backward_on_cuda(grad, u, w, attention_scale)
-                                 : forms::even_pairs_loss_backward(grad, u, w, attention_scale);
+    const auto [grad_u, grad_w] =
+        route == Route::kCuda ? backward_on_cuda(grad, u, w, attention_scale)
+                              : forms::even_pairs_loss_backward(grad, u, w, attention_scale);
+    return {with_values_of(u, w, grad_u), with_values_of(u, w, grad_w)};
   }
   const Parameters parameters = parameters_of(u, w, attention_scale);
   const std::size_t width = parameters.u.size();

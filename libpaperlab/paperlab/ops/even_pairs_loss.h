@@ -18,7 +18,8 @@ namespace paperlab::ops {
 /// \param attention_scale  divides the logits; finite, > 0.
 /// \return   [], dtype of u; differentiable once with respect to u and w.
 /// \throws c10::ValueError  (Python: ValueError) if a shape, a device or attention_scale is not as
-///                          above, or u or w hold a NaN or infinity.
+///                          above, or u or w hold a NaN or infinity: of those on a CUDA device,
+///                          which is not waited for, the loss and all gradients are NaN instead.
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::even_pairs_loss`, its gradient as `paperlab::even_pairs_loss_backward`;

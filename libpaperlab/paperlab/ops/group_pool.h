@@ -41,8 +41,10 @@ struct GroupPoolResult {
 /// \param value  [B, G, S, D], likewise.
 /// \return       new tensors; zeros for groups that a row with a later start does not complete.
 ///               Differentiable once with respect to query, key and value.
-/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above; of
-///                          starts on a CUDA device the error surfaces when something waits for it.
+/// \throws c10::ValueError  (Python: ValueError) if a shape, device or value is not as above.
+/// Starts
+///                          on a CUDA device are not looked at: rows whose start is refused on the
+///                          CPU are NaN there, and their gradients.
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::group_pool`, its gradient as `paperlab::group_pool_backward`; under

@@ -45,7 +45,7 @@ inline checks::Shape core_shape(const Arguments& in) {
 }
 
 // Throws c10::ValueError unless starts are in 0..S and the queries that the first `groups` groups
-// of each row need are there; of starts on a GPU the error surfaces when something waits for it.
+// of each row need are there; starts on a GPU are not looked at.
 void check_values(const Arguments& in, std::int64_t groups);
 
 // By our kernel of `route`, kCpu or kCuda; every element is written.
@@ -56,7 +56,7 @@ void pool_backward_by_kernel(Route route, const Arguments& in, const at::Tensor&
 
 // Writes the first groups of each row, as many as core_key [B, P, m, D] has. Any device, which
 // nothing here waits for; any floating-point dtype, sums in float32 (float64 for float64). Checks
-// values first.
+// values first; rows that a start on a GPU spoils are NaN, their gradients too.
 void pool_torch(const Arguments& in, const at::Tensor& core_key, const at::Tensor& core_value);
 
 // New tensors in the dtype of key.

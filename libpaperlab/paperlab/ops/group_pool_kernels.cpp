@@ -63,7 +63,7 @@ void backward(Route route, const kernels::GroupPoolInputs& inputs,
 
 void pool_by_kernel(Route route, const Arguments& in, const at::Tensor& core_key,
                     const at::Tensor& core_value) {
-  if (route == Route::kCuda) {  // the CPU's kernel looks for itself
+  if (route == Route::kCuda) {  // the CPU's kernel looks for itself, and at starts too
     check_values(in, core_key.size(2));
   }
   const Arguments inputs = readable(in);

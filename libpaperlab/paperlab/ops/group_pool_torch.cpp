@@ -2,7 +2,6 @@
 // Indices are clamped, so that nothing outside a tensor is read for groups that a row does not
 // complete; what they give is masked by choosing, since padding may hold NaN. Gradients are
 // gathered, not scattered: their sums have one order.
-#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/matmul.h>
@@ -14,7 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
+#include <limits>
 
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/group_pool_internal.h"
@@ -232,18 +231,28 @@ void check_start(const Arguments& in, std::int64_t groups, std::int64_t start) {
   }
 }
 
-// The same of all rows, by the device.
-void check_starts_there(const Arguments& in, std::int64_t groups) {
+// The same of all rows on a device that is not waited for, bool [B, 1, 1, 1].
+at::Tensor is_refused(const Arguments& in, std::int64_t groups) {
   const std::int64_t tokens = in.key.size(2);
-  const std::string function = in.function;
-  at::_assert_async(in.start.ge(0).logical_and(in.start.le(tokens)).all(),
-                    function + ": start must be in 0.." + std::to_string(tokens));
+  at::Tensor refused = in.start.lt(0).logical_or(in.start.gt(tokens));
   if (has_evaluator(in) && groups > 0) {
     const at::Tensor least = in.start.neg().add(tokens - (in.first + in.group - 1));
-    const std::int64_t queries = in.query.size(2);
-    at::_assert_async(least.lt(1).logical_or(least.le(queries)).all(),
-                      function + ": query must hold the last token of every group, got " +
-                          std::to_string(queries) + " tokens");
+    refused = refused.logical_or(least.ge(1).logical_and(least.gt(in.query.size(2))));
+  }
+  return refused.view({-1, 1, 1, 1});
+}
+
+// Rows that are refused are NaN on a GPU, as those of our kernel.
+void spoil_refused(const Arguments& in, std::int64_t groups,
+                   std::initializer_list<const at::Tensor*> results) {
+  if (!in.start.defined() || in.start.is_cpu()) {
+    return;
+  }
+  const at::Tensor refused = is_refused(in, groups);
+  for (const at::Tensor* result : results) {
+    if (result->dim() == 4) {
+      result->masked_fill_(refused, std::numeric_limits<double>::quiet_NaN());
+    }
   }
 }
 
@@ -252,9 +261,7 @@ void check_starts_there(const Arguments& in, std::int64_t groups) {
 void check_values(const Arguments& in, std::int64_t groups) {
   if (!in.start.defined()) {
     check_start(in, groups, 0);
-  } else if (!in.start.is_cpu()) {
-    check_starts_there(in, groups);
-  } else if (checks::has_memory(in.start)) {
+  } else if (in.start.is_cpu() && checks::has_memory(in.start)) {  // a GPU is not waited for
     const at::Tensor starts = in.start.contiguous();
     const auto* values = starts.const_data_ptr<std::int64_t>();
     for (std::int64_t row = 0; row < starts.numel(); ++row) {
@@ -277,6 +284,7 @@ void pool_torch(const Arguments& in, const at::Tensor& core_key, const at::Tenso
   const auto [key, value] = pool.pooled();
   core_key.copy_(key);
   core_value.copy_(value);
+  spoil_refused(in, core_key.size(2), {&core_key, &core_value});
 }
 
 Gradients pool_backward_torch(const Arguments& in, const at::Tensor& grad_key,
@@ -290,7 +298,9 @@ Gradients pool_backward_torch(const Arguments& in, const at::Tensor& grad_key,
             zeros(in.value.sizes())};
   }
   auto [query, key, value] = pool.backward(grad_key, grad_value);
-  return {query.defined() ? query : zeros({0}), key, value};
+  query = query.defined() ? query : zeros({0});
+  spoil_refused(in, grad_key.size(2), {&query, &key, &value});
+  return {query, key, value};
 }
 
 }  // namespace paperlab::ops::pooling

@@ -34,7 +34,8 @@ struct LinearCrossEntropyResult {
 ///                respect to x, weight and bias; lse is not. A mean of no rows is NaN, its
 ///                gradients are 0.
 /// \throws c10::ValueError  (Python: ValueError) if a shape, device, value or option is not as
-///                          above.
+///                          above. Targets on a CUDA device are not looked at: the loss of one that
+///                          is refused on the CPU is NaN there, and the gradients of its row.
 /// \throws c10::TypeError   (Python: TypeError) if a dtype is not as above.
 ///
 /// Registered as `paperlab::linear_cross_entropy`, its gradient as

@@ -3,6 +3,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -13,6 +14,7 @@
 #include "paperlab/ops/dispatch_rules_internal.h"
 #include "paperlab/ops/kernel_dtype_internal.h"
 #include "paperlab/ops/linear_cross_entropy_internal.h"
+#include "paperlab/ops/torch_products_internal.h"
 
 namespace paperlab::ops::eager {
 namespace {
@@ -23,13 +25,14 @@ using kernels::Reduction;
 constexpr std::int64_t kChunkElements = std::int64_t{1} << 24;
 // Of the vocabulary: enough columns for a product, few enough to be held in float32.
 constexpr std::int64_t kChunkWords = std::int64_t{1} << 13;
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// Words first .. first + count - 1 of the vocabulary, in the dtype of sums.
+// Words first .. first + count - 1 of the vocabulary.
 struct Words {
   std::int64_t first;
   std::int64_t count;
-  at::Tensor weight;  // [count, D]
-  at::Tensor bias;    // [count] or not defined
+  at::Tensor weight;  // [count, D], a factor
+  at::Tensor bias;    // [count], in the dtype of sums, or not defined
 };
 
 // The rows of a problem, [N, D] and [N].
@@ -37,9 +40,12 @@ struct Rows {
   explicit Rows(const LinearCrossEntropyProblem& of)
       : problem(of),
         dtype(statistics_dtype(of.x.scalar_type())),
+        factors(factor_dtype(of.x, dtype)),
         vocab_size(of.weight.size(0)),
         x(of.x.reshape({of.target.numel(), of.x.size(-1)})),
         counted(of.target.reshape({-1}) != of.ignore_index),
+        refused(counted &
+                ((of.target.reshape({-1}) < 0) | (of.target.reshape({-1}) >= of.weight.size(0)))),
         index(at::where(counted, of.target.reshape({-1}), 0).clamp(0, vocab_size - 1)),
         step(std::max<std::int64_t>(1, kChunkElements / std::min(vocab_size, kChunkWords))) {}
 
@@ -50,12 +56,13 @@ struct Rows {
   at::Tensor of(const at::Tensor& all, std::int64_t first) const {
     return all.narrow(0, first, std::min(step, count() - first));
   }
-  at::Tensor inputs(std::int64_t first) const { return of(x, first).to(dtype); }
+  at::Tensor inputs(std::int64_t first) const { return of(x, first).to(factors); }
+  bool is_half() const { return x.scalar_type() != dtype; }
 
   Words words(std::int64_t first) const {
     const std::int64_t size = std::min(kChunkWords, vocab_size - first);
     return {
-        first, size, problem.weight.narrow(0, first, size).to(dtype),
+        first, size, problem.weight.narrow(0, first, size).to(factors),
         problem.bias.has_value() ? problem.bias->narrow(0, first, size).to(dtype) : at::Tensor()};
   }
 
@@ -67,15 +74,26 @@ struct Rows {
   }
 
   at::Tensor logits(const Words& of_words, std::int64_t first) const {
-    return at::linear(inputs(first), of_words.weight, of_words.bias);
+    if (factors == dtype) {
+      return at::linear(inputs(first), of_words.weight, of_words.bias);
+    }
+    const at::Tensor products = product(inputs(first), of_words.weight.t(), dtype);
+    return of_words.bias.defined() ? products + of_words.bias : products;
+  }
+
+  // Gradients of logits as factors: rounded to the inputs' dtype, whoever multiplies.
+  at::Tensor factor(const at::Tensor& of_logits) const {
+    return of_logits.to(x.scalar_type()).to(factors);
   }
 
   const LinearCrossEntropyProblem& problem;
-  at::ScalarType dtype;  // of sums
+  at::ScalarType dtype;    // of sums
+  at::ScalarType factors;  // of what is multiplied
   std::int64_t vocab_size;
   at::Tensor x;
   at::Tensor counted;
-  at::Tensor index;  // 0 where no target counts
+  at::Tensor refused;  // targets outside of the vocabulary, on a GPU
+  at::Tensor index;    // 0 where no target counts
   std::int64_t step;
 };
 
@@ -90,7 +108,12 @@ class Sums {
                   : at::zeros(gradient.sizes(), gradient.options().dtype(dtype))) {}
 
   const at::Tensor& sums() const { return sums_; }
-  void finish() const {
+
+  // The sums times `unit`, if it is defined.
+  void finish(const at::Tensor& unit) const {
+    if (unit.defined()) {
+      sums_.mul_(unit);
+    }
     if (!sums_.is_same(gradient_)) {
       gradient_.copy_(sums_);
     }
@@ -112,6 +135,15 @@ at::Tensor gradient_of_logits(const Rows& rows, const Words& words, std::int64_t
   return logits.scatter_add_(1, place, at::where(is_there, -factor, 0.0));
 }
 
+// sums += x y; of factors in their dtype in one operation.
+void add_product(const at::Tensor& sums, const at::Tensor& x, const at::Tensor& y) {
+  if (x.scalar_type() == sums.scalar_type()) {
+    sums.addmm_(x, y);
+  } else {
+    sums.add_(product(x, y, sums.scalar_type()));
+  }
+}
+
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> forward(const LinearCrossEntropyProblem& problem) {
@@ -131,7 +163,8 @@ std::tuple<at::Tensor, at::Tensor> forward(const LinearCrossEntropyProblem& prob
     }
   }
   const at::Tensor loss = at::where(rows.counted, lse - of_target + problem.z_loss * lse * lse,
-                                    at::zeros({}, rows.sums()));
+                                    at::zeros({}, rows.sums()))
+                              .masked_fill_(rows.refused, kNan);
   if (problem.reduction == Reduction::kNone) {
     return {loss.reshape(problem.target.sizes()), lse};
   }
@@ -148,7 +181,17 @@ void backward(const LinearCrossEntropyProblem& problem, const at::Tensor& grad_l
   if (problem.reduction == Reduction::kMean) {
     scale = scale / rows.counted.sum();
   }
-  scale = at::where(rows.counted, scale, at::zeros({}, rows.sums())).unsqueeze(1);
+  scale = at::where(rows.counted, scale, at::zeros({}, rows.sums()))
+              .masked_fill_(rows.refused, kNan)
+              .unsqueeze(1);
+  // Of the gradients of half types, so that float16 holds them: a power of two, which rounds
+  // nothing.
+  at::Tensor unit;
+  if (rows.is_half() && rows.count() > 0) {
+    const at::Tensor largest = scale.abs().amax();
+    unit = at::where(largest > 0, largest, at::ones({}, rows.sums())).log2_().floor_().exp2_();
+    scale = scale / unit;
+  }
   const auto& [grad_x, grad_weight, grad_bias] = gradients;
   const Sums of_x(wanted[0] ? grad_x.view(rows.x.sizes()) : grad_x, rows.dtype);
   for (std::int64_t word = 0; word < rows.vocab_size; word += kChunkWords) {
@@ -160,20 +203,21 @@ void backward(const LinearCrossEntropyProblem& problem, const at::Tensor& grad_l
     const Sums of_bias = of_words(grad_bias, wanted[2] && problem.bias.has_value());
     for (std::int64_t first = 0; first < rows.count(); first += rows.step) {
       const at::Tensor of_logits = gradient_of_logits(rows, words, first, lse, scale);
-      if (wanted[0]) {
-        rows.of(of_x.sums(), first).addmm_(of_logits, words.weight);
-      }
-      if (wanted[1]) {
-        of_weight.sums().addmm_(of_logits.t(), rows.inputs(first));
-      }
       if (wanted[2] && problem.bias.has_value()) {
         of_bias.sums().add_(of_logits.sum(0));
       }
+      const at::Tensor factor = rows.factor(of_logits);
+      if (wanted[0]) {
+        add_product(rows.of(of_x.sums(), first), factor, words.weight);
+      }
+      if (wanted[1]) {
+        add_product(of_weight.sums(), factor.t(), rows.inputs(first));
+      }
     }
-    of_weight.finish();
-    of_bias.finish();
+    of_weight.finish(unit);
+    of_bias.finish(unit);
   }
-  of_x.finish();
+  of_x.finish(unit);
 }
 
 }  // namespace paperlab::ops::eager

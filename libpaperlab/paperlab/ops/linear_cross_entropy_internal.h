@@ -26,8 +26,8 @@ struct LinearCrossEntropyProblem {
   double z_loss;
 };
 
-/// Throws c10::ValueError for a target outside 0..V-1 that is not ignore_index; on a GPU the error
-/// surfaces when something waits for it.
+/// Throws c10::ValueError for a target outside 0..V-1 that is not ignore_index; targets on a GPU
+/// are not looked at.
 void check_targets(const char* function, const LinearCrossEntropyProblem& problem);
 
 /// Write loss and lse, or the gradients that are wanted: new contiguous tensors. route: kCpu,
@@ -41,8 +41,10 @@ void backward_by_kernels(Route route, const LinearCrossEntropyProblem& problem,
 
 /// From LibTorch's operations, on chunks of rows and of the vocabulary: for every device and dtype
 /// (float16 too), without waiting for the device. Sums are float32 (float64 for float64), and those
-/// of gradients lie in the results; half types need float32 copies of x's gradient and of a chunk
-/// of the vocabulary besides. A target that is refused counts as the nearest that is right.
+/// of gradients lie in the results; of half types, which a GPU multiplies as they are, the logits'
+/// gradients are rounded to that type, as by our kernel, relative to the largest gradient of a
+/// row's loss, and x's gradient has a float32 copy. Targets that are refused on a GPU make their
+/// losses and all gradients of sums over them NaN.
 namespace eager {
 
 /// (loss, lse).

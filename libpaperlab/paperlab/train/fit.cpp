@@ -1,90 +1,21 @@
 #include "paperlab/train/fit.h"
 
-#include <c10/core/InferenceMode.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <cmath>
 #include <exception>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "paperlab/core/error.h"
+#include "paperlab/nn/encoder_load.h"
 #include "paperlab/train/agreement.h"
-#include "paperlab/train/number_text_internal.h"
+#include "paperlab/train/settings_internal.h"
 #include "paperlab/train/step_internal.h"
-#include "paperlab/train/trained_internal.h"
 
 namespace paperlab::train {
 namespace {
-
-void check_options(const FitOptions& options, const FitCallbacks& callbacks) {
-  check(options.schedule);
-  const auto check_count = [](std::int64_t value, std::int64_t least, const char* required) {
-    require<ValueError>(value >= least, kFunction, required, std::to_string(value));
-  };
-  check_count(options.accumulate, 1, "accumulate must be >= 1");
-  check_count(options.checkpoint_every, 0, "checkpoint_every must be >= 0");
-  check_count(options.keep, 1, "keep must be >= 1");
-  check_count(options.bucket_bytes, 1, "bucket_bytes must be >= 1");
-  require<ValueError>(options.clip_norm > 0.0, kFunction, "clip_norm must be > 0",
-                      number_text(options.clip_norm));
-  require<ValueError>(static_cast<bool>(callbacks.batch), kFunction, "data must be given",
-                      "nothing");
-  require<ValueError>(!c10::InferenceMode::is_enabled(), kFunction,
-                      "model must be trained outside of inference mode", "a call inside it");
-}
-
-// What must not change between the parts of a run. The number of processes may.
-Json settings_of(const FitOptions& options, const nn::Decoder& decoder) {
-  const Schedule& schedule = options.schedule;
-  const OptimizerOptions& optimizer = options.optimizer;
-  return {
-      {"schedule", name_of(schedule.kind)},
-      {"learning_rate", schedule.learning_rate},
-      {"min_learning_rate", schedule.min_learning_rate},
-      {"warmup_steps", schedule.warmup_steps},
-      {"decay_steps", schedule.decay_steps},
-      {"optimizer", name_of(optimizer.kind)},
-      {"betas", {optimizer.beta1, optimizer.beta2}},
-      {"eps", optimizer.eps},
-      {"momentum", optimizer.momentum},
-      {"weight_decay", options.weight_decay},
-      {"no_decay", options.no_decay},
-      {"clip_norm", std::isfinite(options.clip_norm) ? Json(options.clip_norm) : Json(nullptr)},
-      {"precision", options.computes_in_bfloat16 ? Json("bfloat16") : Json(nullptr)},
-      {"accumulate", options.accumulate},
-      {"seed", options.seed},
-      {"frozen parameters", frozen_names(decoder)},
-      // A constant rate does not depend on the number of steps: such a run may be prolonged.
-      {"steps", schedule.kind == ScheduleKind::kConstant ? Json(nullptr) : Json(schedule.steps)}};
-}
-
-void check_settings(const std::string& path, const Json& saved, const Json& wanted) {
-  for (const auto& [key, value] : wanted.items()) {
-    const bool is_known = saved.is_object() && saved.contains(key);
-    if (!is_known || saved[key] != value) {
-      throw ValueError(c10::str(kFunction, ": ", key, " as in the run that ", path, " holds (",
-                                is_known ? saved[key].dump() : "?", "), or another directory, got ",
-                                value.dump()));
-    }
-  }
-}
-
-// What must be the same in all processes.
-Json arguments_of(const FitOptions& options, const nn::Decoder& decoder) {
-  Json arguments = settings_of(options, decoder);
-  arguments["steps"] = options.schedule.steps;
-  arguments["checkpoint_every"] = options.checkpoint_every;
-  arguments["shard_optimizer"] = options.shards_optimizer;
-  Json& model = arguments["model"];
-  for (const auto& parameter : decoder.parameters()) {
-    model.push_back({parameter.spec.name, parameter.value->sizes().vec(),
-                     at::toString(parameter.value->scalar_type())});
-  }
-  return arguments;
-}
 
 // The newest checkpoint's step, or one of these.
 constexpr double kNoCheckpoint = -1.0;
@@ -116,24 +47,22 @@ struct Beginning {
 
 class Run {
  public:
-  Run(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks,
+  Run(std::unique_ptr<Model> model, const FitOptions& options, const FitCallbacks& callbacks,
       const Agreement& agreement)
-      : model_(model),
+      : model_(std::move(model)),
         options_(options),
         callbacks_(callbacks),
         agreement_(agreement),
-        stepper_(model, options, callbacks, agreement) {}
+        stepper_(*model_, options, callbacks, agreement) {}
 
   History operator()() {
     check_same_arguments();
     begin();
     history_.num_resumed = num_done();
     while (num_done() < options_.schedule.steps && history_.is_complete) {
-      const std::int64_t step = num_done();
-      history_.records.push_back(stepper_(step, std::exchange(first_batch_, {})));
-      report(history_.records.back());
+      step();
       const bool is_due =
-          options_.checkpoint_every > 0 && (step + 1) % options_.checkpoint_every == 0;
+          options_.checkpoint_every > 0 && num_done() % options_.checkpoint_every == 0;
       if (is_due || !history_.is_complete) {
         save();
       }
@@ -147,15 +76,18 @@ class Run {
   // Where a process is lost: keeps what is whole, and says so.
   std::string keep_last_step() {
     std::string what = "after " + std::to_string(num_done()) + " steps";
-    const bool is_whole =
-        directory_ != nullptr && num_written_ == num_done() && !options_.shards_optimizer;
-    if (is_whole && saved_ < num_done()) {
-      try {
-        stepper_.check_parameters(num_done() - 1);
+    const bool is_whole = !options_.shards_optimizer && !is_torn_;
+    const bool is_written = !directory_ || num_written_ == num_done();
+    if (!has_directory_ || !is_whole || !is_written || saved_ >= num_done()) {
+      return what;
+    }
+    try {
+      stepper_.check_parameters(num_done() - 1);
+      if (directory_ || take_over()) {
         write(stepper_.state());
-      } catch (const std::exception& error) {
-        return what + " (without a checkpoint of them: " + error.what() + ")";
       }
+    } catch (const std::exception& error) {
+      return what + " (without a checkpoint of them: " + error.what() + ")";
     }
     return what;
   }
@@ -177,7 +109,7 @@ class Run {
     if (agreement_.is_alone()) {
       return;
     }
-    const Json own = arguments_of(options_, *model_.decoder);
+    const Json own = arguments_of(options_, *model_);
     const Json first = Json::parse(agreement_.text_of_first(own.dump()));
     agreement_.together([&] {
       for (const auto& [key, value] : own.items()) {
@@ -199,27 +131,35 @@ class Run {
     return steps.empty() ? kNoCheckpoint : static_cast<double>(steps.back());
   }
 
+  // Refused in all before anything is removed or changed in one.
+  void ask_for_first_batch() {
+    agreement_.together([&] {
+      first_batch_ = stepper_.batch_of(0);
+      return 0.0;
+    });
+    if (!agreement_.is_alone()) {
+      stepper_.check_same(0, first_batch_);
+    }
+  }
+
   void begin() {
     const double newest = agreement_.together([&] { return open_directory(); });
     has_directory_ = newest != kNoDirectory;
-    if (newest == kNoCheckpoint && options_.schedule.steps > 0) {
-      agreement_.together([&] {
-        first_batch_ = stepper_.batch_of(0);  // refused before anything is removed
-        return 0.0;
-      });
+    if (newest < 0.0 && options_.schedule.steps > 0) {
+      ask_for_first_batch();
     }
     Beginning beginning;
     first_does([&] { load(newest, beginning); });
     if (has_directory_ && !agreement_.is_alone()) {
       beginning.read(agreement_.text_of_first(beginning.text()));
     }
-    if (newest >= 0.0) {
-      restore(beginning);
+    prepare(newest, beginning);
+    if (directory_ && newest >= 0.0) {
+      beginning.tensors.put_into(*model_);
     }
-    history_.records = std::move(beginning.records);
     stepper_.copy_parameters_of_first();
+    history_.records = std::move(beginning.records);
     saved_ = num_written_ = num_done();
-    first_does([&] { directory_->open_metrics(num_done()); });
   }
 
   void load(double newest, Beginning& beginning) {
@@ -243,34 +183,57 @@ class Run {
                           training["data"].dump().substr(0, 80));
       beginning.data = training["data"];
     }
-    beginning.tensors = directory_->read(step, model_);
+    beginning.tensors = directory_->read(step, *model_);
   }
 
-  void restore(const Beginning& beginning) {
-    std::string before;
-    if (beginning.data) {
+  // All of a beginning that can be refused. Data that were moved go back then, in each process.
+  void prepare(double newest, const Beginning& beginning) {
+    std::optional<std::string> before;
+    try {
       agreement_.together([&] {
-        before = callbacks_.data_state();
-        callbacks_.load_data_state(*beginning.data);
+        if (beginning.data) {
+          std::string now = callbacks_.data_state();
+          callbacks_.load_data_state(*beginning.data);
+          before = std::move(now);
+        }
         return 0.0;
       });
-    }
-    try {
-      stepper_.load_state(beginning.tensors.state);
+      if (newest >= 0.0) {
+        stepper_.load_state(beginning.tensors.state);
+      }
+      const auto num_steps = static_cast<std::int64_t>(beginning.records.size());
+      first_does([&] { directory_->open_metrics(num_steps); });
     } catch (...) {
-      if (beginning.data) {
-        callbacks_.load_data_state(before);
+      if (before) {
+        callbacks_.load_data_state(*before);
       }
       throw;
     }
-    if (directory_) {
-      beginning.tensors.put_into(*model_.decoder);
+  }
+
+  // An optimizer that fails in one process is heard of where all tell of the step.
+  void step() {
+    StepRecord record = stepper_.gradients(num_done(), std::exchange(first_batch_, {}));
+    std::exception_ptr failure;
+    try {
+      stepper_.update(record);
+    } catch (...) {
+      failure = std::current_exception();
+      is_torn_ = true;
     }
+    stepper_.end_step();
+    if (!failure) {
+      history_.records.push_back(record);
+    }
+    report(record, failure);
   }
 
   // Writes the step down, then asks whether to go on.
-  void report(const StepRecord& record) {
+  void report(const StepRecord& record, const std::exception_ptr& failure) {
     const double answer = agreement_.together([&] {
+      if (failure) {
+        std::rethrow_exception(failure);
+      }
       if (directory_) {
         directory_->append(record);
         num_written_ = num_done();
@@ -279,7 +242,7 @@ class Run {
       if (directory_ && !reply.measures.empty()) {
         directory_->append_measures(record.step, reply.measures);
       }
-      if (directory_ && !agreement_.is_alone()) {
+      if (has_directory_ && !agreement_.is_alone()) {
         data_state_ = data_state();  // later it may be that of a step that is never done
       }
       return reply.is_interrupted ? 2.0 : reply.goes_on ? 0.0 : 1.0;
@@ -288,7 +251,7 @@ class Run {
     history_.is_interrupted = answer == 2.0;
   }
 
-  Json settings() const { return settings_of(options_, *model_.decoder); }
+  Json settings() const { return settings_of(options_, *model_); }
 
   std::optional<std::string> data_state() const {
     return callbacks_.data_state ? std::optional(callbacks_.data_state()) : std::nullopt;
@@ -315,11 +278,32 @@ class Run {
     if (data_state_) {
       training["data"] = *data_state_;
     }
-    directory_->save(num_done(), model_, state, training, options_.keep);
+    directory_->save(num_done(), *model_, state, training, options_.keep);
     saved_ = num_done();
   }
 
-  nn::HfDecoder& model_;
+  // In the place of the first process, if it is lost: whether the directory is this run's, is free
+  // and lacks the last step.
+  bool take_over() {
+    if (options_.out.empty() || !RunDirectory::has_metrics(options_.out)) {
+      return false;
+    }
+    std::unique_ptr<RunDirectory> directory;
+    try {
+      directory = std::make_unique<RunDirectory>(options_.out);
+    } catch (const TakenDirectory&) {
+      return false;  // the first process lives, or another one was faster
+    }
+    const std::vector<std::int64_t> steps = directory->checkpoints();
+    if ((!steps.empty() && steps.back() >= num_done()) ||
+        !directory->complete_metrics(history_.records)) {
+      return false;
+    }
+    directory_ = std::move(directory);
+    return true;
+  }
+
+  std::unique_ptr<Model> model_;
   const FitOptions& options_;
   const FitCallbacks& callbacks_;
   const Agreement& agreement_;
@@ -327,21 +311,21 @@ class Run {
   std::unique_ptr<RunDirectory> directory_{};  // of the first process
   bool has_directory_ = false;                 // of the run
   History history_{};
-  at::Tensor first_batch_{};  // of step 0, until it is taken
+  Batch first_batch_{};  // of step 0, until it is taken
   std::optional<std::string> data_state_{};
   std::int64_t num_written_ = 0;  // steps in metrics.jsonl
   std::int64_t saved_ = 0;        // the step of the newest checkpoint
+  bool is_torn_ = false;          // a step has changed a part of the parameters
 };
 
-}  // namespace
-
-History fit(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks) {
-  const Agreement agreement(options.processes, model.decoder->parameters().front().value->device());
+History run(const FitOptions& options, const FitCallbacks& callbacks, const at::Device& device,
+            const std::function<std::unique_ptr<Model>()>& model) {
+  const Agreement agreement(options.processes, device);
   std::unique_ptr<Run> run;
   try {
     agreement.together([&] {
       check_options(options, callbacks);
-      run = std::make_unique<Run>(model, options, callbacks, agreement);
+      run = std::make_unique<Run>(model(), options, callbacks, agreement);
       return 0.0;
     });
     return (*run)();
@@ -349,6 +333,18 @@ History fit(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks&
     throw LostProcess(c10::str(kFunction, ": ", run ? run->keep_last_step() : "at the start",
                                ": another process has ended or does not answer: ", lost.what()));
   }
+}
+
+}  // namespace
+
+History fit(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks) {
+  const at::Device device = model.decoder->parameters().front().value->device();
+  return run(options, callbacks, device, [&] { return model_of(model); });
+}
+
+History fit(nn::HfEncoder& model, const FitOptions& options, const FitCallbacks& callbacks) {
+  const at::Device device = model.encoder->parameters().first().device();
+  return run(options, callbacks, device, [&] { return model_of(model); });
 }
 
 }  // namespace paperlab::train

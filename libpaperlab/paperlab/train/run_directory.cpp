@@ -2,14 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/StringUtil.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -18,9 +16,7 @@
 #include <utility>
 
 #include "paperlab/core/error.h"
-#include "paperlab/io/checkpoint.h"
 #include "paperlab/io/safetensors.h"
-#include "paperlab/nn/hf_config.h"
 
 namespace paperlab::train {
 namespace {
@@ -152,60 +148,33 @@ struct Metrics {
   std::uintmax_t num_bytes = 0;  // of their lines
 };
 
-Metrics read_metrics(const std::string& path, std::int64_t num_steps) {
+// Of the first `most` lines, or of all that there are.
+Metrics first_metrics(const std::string& path, std::int64_t most) {
   Metrics metrics;
   std::ifstream file(path);
   std::string line;
   std::int64_t step = 0;
   // A line that the end of the file ends is not whole.
-  while (step < num_steps && std::getline(file, line) && !file.eof()) {
+  while (step < most && std::getline(file, line) && !file.eof()) {
     metrics.records.push_back(parse_record(path, line, step++));
     metrics.num_bytes += line.size() + 1;
   }
-  require<ValueError>(step == num_steps, path.c_str(), std::to_string(num_steps) + " lines",
-                      std::to_string(step));
   return metrics;
 }
 
-// Of config.json: what says nothing about the numbers, or is checked by the parameters.
-constexpr std::array<const char*, 6> kOtherSettings = {
-    "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "architectures"};
-
-void check_same_settings(const std::string& path, const Json& saved, const Json& wanted) {
-  for (const auto& [key, value] : saved.items()) {
-    const bool counts =
-        std::find(kOtherSettings.begin(), kOtherSettings.end(), key) == kOtherSettings.end();
-    require<ValueError>(!counts || !wanted.contains(key) || wanted[key] == value, path.c_str(),
-                        "a model with " + key + " " + value.dump(),
-                        wanted.value(key, Json()).dump());
-  }
-}
-
-// The values of a checkpoint of that model, whatever made its parameters' names.
-nn::NamedTensors saved_values(const std::string& path, const nn::HfDecoder& model) {
-  std::vector<nn::ParameterSpec> specs;
-  for (const nn::Decoder::Parameter& parameter : model.decoder->parameters()) {
-    specs.push_back(parameter.spec);
-  }
-  nn::MapOptions options;
-  for (const auto& [parameter, names] : model.file_names) {
-    for (const std::string& name : names) {
-      options.copies.emplace(name, parameter);
-    }
-  }
-  nn::NamedTensors values = nn::map_weights(io::Checkpoint(path), specs, options).tensors;
-  const at::ScalarType type = model.decoder->parameters().front().value->scalar_type();
-  require<ValueError>(values.front().second.scalar_type() == type, path.c_str(),
-                      c10::str("a model in ", values.front().second.scalar_type()),
-                      at::toString(type));
-  return values;
+Metrics read_metrics(const std::string& path, std::int64_t num_steps) {
+  Metrics metrics = first_metrics(path, num_steps);
+  const auto count = static_cast<std::int64_t>(metrics.records.size());
+  require<ValueError>(count == num_steps, path.c_str(), std::to_string(num_steps) + " lines",
+                      std::to_string(count));
+  return metrics;
 }
 
 }  // namespace
 
-void SavedTensors::put_into(const nn::Decoder& decoder) const {
+void SavedTensors::put_into(const Model& model) const {
   const at::NoGradGuard no_grad;
-  const auto& into = decoder.parameters();
+  const auto& into = model.parameters();
   for (std::size_t i = 0; i < into.size(); ++i) {
     into[i].value->copy_(values[i].second);
   }
@@ -246,7 +215,7 @@ void RunDirectory::take() {
   const int code = errno;
   if (!is_taken || status.st_nlink == 0) {  // another one has it, or has just removed it
     close(lock_);
-    throw IoError(path_ + ": another run is writing there", is_taken ? 0 : code);
+    throw TakenDirectory(path_ + ": another run is writing there", is_taken ? 0 : code);
   }
 }
 
@@ -290,14 +259,15 @@ Json RunDirectory::training(std::int64_t step) const {
   return training;
 }
 
-SavedTensors RunDirectory::read(std::int64_t step, const nn::HfDecoder& model) const {
+SavedTensors RunDirectory::read(std::int64_t step, const Model& model) const {
   const std::string path = checkpoint_path(step);
-  check_same_settings(path, nn::read_hf_files(path).config, model.directory.config);
-  nn::NamedTensors values = saved_values(path, model);
-  return {std::move(values), read_state(path + "/optimizer.safetensors")};
+  SavedTensors saved;  // one by one: GCC 12 destroys members of an aggregate twice
+  saved.values = model.read(path);
+  saved.state = read_state(path + "/optimizer.safetensors");
+  return saved;
 }
 
-void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const NamedState& state,
+void RunDirectory::save(std::int64_t step, const Model& model, const NamedState& state,
                         const Json& training, std::int64_t keep) {
   const std::string path = checkpoint_path(step);
   const std::string temporary = path + kTemporary;
@@ -305,7 +275,7 @@ void RunDirectory::save(std::int64_t step, const nn::HfDecoder& model, const Nam
   has_begun_ = true;
   remove_all(temporary);
   try {
-    nn::save(model, temporary);
+    model.save(temporary);
     write_state(temporary + "/optimizer.safetensors", state);
     write_json(temporary + "/training.json", training);
     if (metrics_ != nullptr && fsync(fileno(metrics_.get())) != 0) {
@@ -364,6 +334,25 @@ void RunDirectory::open_metrics(std::int64_t num_steps) {
     fail(metrics_path(), errno);
   }
   events_ = std::make_unique<EventFile>(path_, num_steps);
+}
+
+bool RunDirectory::has_metrics(const std::string& path) {
+  std::error_code error;
+  return fs::is_regular_file(path + "/metrics.jsonl", error);
+}
+
+bool RunDirectory::complete_metrics(const std::vector<StepRecord>& records) {
+  const auto num_steps = static_cast<std::int64_t>(records.size());
+  const std::vector<StepRecord> there = first_metrics(metrics_path(), num_steps).records;
+  const auto count = static_cast<std::int64_t>(there.size());
+  if (count + 1 < num_steps || !std::equal(there.begin(), there.end(), records.begin())) {
+    return false;
+  }
+  open_metrics(count);
+  if (count < num_steps) {
+    append(records.back());
+  }
+  return true;
 }
 
 void RunDirectory::append(const StepRecord& record) {

@@ -9,11 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "paperlab/core/error.h"
 #include "paperlab/core/export.h"
 #include "paperlab/core/json.h"
-#include "paperlab/nn/load.h"
 #include "paperlab/nn/weights.h"
 #include "paperlab/train/event_file.h"
+#include "paperlab/train/model.h"
 #include "paperlab/train/optimizer.h"
 
 namespace paperlab::train {
@@ -28,13 +29,19 @@ struct StepRecord {
   bool operator==(const StepRecord&) const = default;
 };
 
+/// Another run has the directory.
+class PAPERLAB_API TakenDirectory : public IoError {
+ public:
+  using IoError::IoError;
+};
+
 /// What a checkpoint holds besides its settings.
 struct SavedTensors {
-  nn::NamedTensors values{};  ///< In the order of the decoder's parameters.
+  nn::NamedTensors values{};  ///< In the order of the model's parameters.
   NamedState state{};         ///< Of the optimizer.
 
   /// Copies the values into the parameters.
-  PAPERLAB_API void put_into(const nn::Decoder& decoder) const;
+  PAPERLAB_API void put_into(const Model& model) const;
 };
 
 /// DIR/metrics.jsonl, DIR/events.out.tfevents.* and DIR/checkpoint-NNNNNNNN, each a Hugging Face
@@ -43,13 +50,16 @@ class PAPERLAB_API RunDirectory {
  public:
   /// Makes the directory, takes it, and removes what a killed run left half-written. A directory
   /// that this made and in which nothing began goes again with it.
-  /// \throws IoError  if another run has it, or the system refuses.
+  /// \throws TakenDirectory, IoError  if another run has it, or the system refuses.
   explicit RunDirectory(std::string path);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;
   RunDirectory& operator=(const RunDirectory&) = delete;
 
   const std::string& path() const { return path_; }
+
+  /// Whether there is a directory of that path in which a run has begun.
+  static bool has_metrics(const std::string& path);
 
   /// Complete checkpoints as step numbers, ascending. One of step n holds the state before step n.
   std::vector<std::int64_t> checkpoints() const;
@@ -58,14 +68,14 @@ class PAPERLAB_API RunDirectory {
   /// \throws IoError, ValueError  as read_json(), and if it is no object or of another step.
   Json training(std::int64_t step) const;
 
-  /// A checkpoint's values, one for each parameter of the decoder, and the optimizer's state.
+  /// A checkpoint's values, one for each parameter of the model, and the optimizer's state.
   /// \throws IoError, ValueError  if a file is missing, malformed or of another model.
-  SavedTensors read(std::int64_t step, const nn::HfDecoder& model) const;
+  SavedTensors read(std::int64_t step, const Model& model) const;
 
   /// Writes a checkpoint under a temporary name, renames it, and removes all but the newest `keep`.
   /// \throws IoError  if the system refuses; earlier checkpoints stay.
-  void save(std::int64_t step, const nn::HfDecoder& model, const NamedState& state,
-            const Json& training, std::int64_t keep);
+  void save(std::int64_t step, const Model& model, const NamedState& state, const Json& training,
+            std::int64_t keep);
 
   /// Removes metrics, events and checkpoints.
   void clear();
@@ -80,6 +90,12 @@ class PAPERLAB_API RunDirectory {
   /// Opens metrics.jsonl for append(); keeps its first `num_steps` lines, later ones come again.
   /// \throws IoError, ValueError  as metrics(), or if the system refuses.
   void open_metrics(std::int64_t num_steps);
+
+  /// Opens metrics.jsonl, to which another process wrote the lines of these steps, perhaps not the
+  /// last one's, and writes that.
+  /// \return  false, with nothing changed, if its lines are of another run.
+  /// \throws IoError  if the system refuses.
+  bool complete_metrics(const std::vector<StepRecord>& records);
 
   /// Appends a line, and scalars of the same names to the event file, and hands both to the system.
   /// \throws IoError  if the system refuses.

@@ -2,9 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -37,17 +40,62 @@ std::vector<Described> described(const std::string& text) {
   return all;
 }
 
-// The tensor of one process, in each.
-at::Tensor tensor_of(const Agreement& agreement, std::int64_t process, const Described& what,
-                     const at::Tensor& own) {
-  const at::Tensor value =
-      agreement.rank() == process
-          ? own.to(agreement.device()).contiguous()
-          : at::empty(what.shape, at::TensorOptions(what.type).device(agreement.device()));
-  if (value.numel() > 0) {
-    agreement.processes().start_copy(value, process)();
+// Gives tensors of one process to the others. All memory is there before the first is given: who
+// fails in between would leave the others waiting.
+class Exchange {
+ public:
+  Exchange(const Agreement& agreement, const std::vector<std::vector<Described>>& lists)
+      : agreement_(agreement) {
+    std::map<at::ScalarType, std::int64_t> largest;
+    for (const std::vector<Described>& list : lists) {
+      for (const Described& one : list) {
+        std::int64_t& most = largest[one.type];
+        most = std::max(most, c10::multiply_integers(one.shape));
+      }
+    }
+    for (const auto& [type, length] : largest) {
+      room_[type] = at::empty({length}, at::TensorOptions(type).device(agreement.device()));
+    }
   }
-  return value;
+
+  // Valid until the next one is given.
+  at::Tensor operator()(std::int64_t process, const Described& what, const at::Tensor& own) const {
+    const at::Tensor value =
+        room_.at(what.type).narrow(0, 0, c10::multiply_integers(what.shape)).view(what.shape);
+    if (agreement_.rank() == process) {
+      value.copy_(own);
+    }
+    if (value.numel() > 0) {
+      agreement_.processes().start_copy(value, process)();
+    }
+    return value;
+  }
+
+ private:
+  const Agreement& agreement_;
+  std::map<at::ScalarType, at::Tensor> room_{};
+};
+
+struct Piece {
+  std::vector<std::int64_t> members;
+  std::int64_t length = 0;  // elements
+};
+
+std::vector<Piece> pieces_of(const std::vector<at::Tensor>& tensors, std::int64_t bytes) {
+  std::vector<std::int64_t> sizes;
+  sizes.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) {
+    sizes.push_back(static_cast<std::int64_t>(tensor.nbytes()));
+  }
+  std::vector<Piece> pieces;
+  for (std::vector<std::int64_t>& members : plan_buckets(sizes, bytes)) {
+    std::int64_t length = 0;
+    for (const std::int64_t i : members) {
+      length += tensors[static_cast<std::size_t>(i)].numel();
+    }
+    pieces.push_back({std::move(members), length});
+  }
+  return pieces;
 }
 
 // Of NAME.slot, where slot has no dot.
@@ -72,36 +120,35 @@ std::vector<std::int64_t> plan_owners(std::span<const std::int64_t> sizes,
   return owners;
 }
 
+at::Tensor room_for(const std::vector<at::Tensor>& tensors, std::int64_t bytes) {
+  std::int64_t longest = 0;
+  for (const Piece& piece : pieces_of(tensors, bytes)) {
+    longest = std::max(longest, piece.length);
+  }
+  return at::empty({longest}, tensors.front().options().requires_grad(false));
+}
+
 void copy_from(const Agreement& agreement, std::int64_t process,
-               const std::vector<at::Tensor>& tensors, std::int64_t bytes) {
-  if (agreement.is_alone() || tensors.empty()) {
+               const std::vector<at::Tensor>& tensors, std::int64_t bytes, const at::Tensor& room) {
+  if (agreement.is_alone()) {
     return;
   }
   const at::NoGradGuard no_grad;
-  std::vector<std::int64_t> sizes;
-  sizes.reserve(tensors.size());
-  for (const at::Tensor& tensor : tensors) {
-    sizes.push_back(static_cast<std::int64_t>(tensor.nbytes()));
-  }
   const bool gives = agreement.rank() == process;
-  for (const std::vector<std::int64_t>& members : plan_buckets(sizes, bytes)) {
-    std::int64_t length = 0;
-    for (const std::int64_t i : members) {
-      length += tensors[static_cast<std::size_t>(i)].numel();
-    }
-    const at::Tensor piece = at::empty({length}, tensors.front().options().requires_grad(false));
+  for (const Piece& piece : pieces_of(tensors, bytes)) {
+    const at::Tensor all = room.narrow(0, 0, piece.length);
     const auto each = [&](const auto& copy) {
       std::int64_t offset = 0;
-      for (const std::int64_t i : members) {
+      for (const std::int64_t i : piece.members) {
         const at::Tensor tensor = tensors[static_cast<std::size_t>(i)].detach();
-        copy(piece.narrow(0, offset, tensor.numel()).view(tensor.sizes()), tensor);
+        copy(all.narrow(0, offset, tensor.numel()).view(tensor.sizes()), tensor);
         offset += tensor.numel();
       }
     };
     if (gives) {
       each([](const at::Tensor& place, const at::Tensor& tensor) { place.copy_(tensor); });
     }
-    agreement.processes().start_copy(piece, process)();
+    agreement.processes().start_copy(all, process)();
     if (!gives) {
       each([](const at::Tensor& place, const at::Tensor& tensor) { tensor.copy_(place); });
     }
@@ -110,17 +157,31 @@ void copy_from(const Agreement& agreement, std::int64_t process,
 
 NamedState gathered_state(const Agreement& agreement, const NamedState& own) {
   const at::NoGradGuard no_grad;
-  const std::vector<std::string> descriptions = agreement.texts(description(own));
+  std::vector<std::vector<Described>> lists;
+  for (const std::string& text : agreement.texts(description(own))) {
+    lists.push_back(described(text));
+  }
+  std::optional<Exchange> exchange;
   NamedState all;
-  for (std::size_t process = 0; process < descriptions.size(); ++process) {
-    const std::vector<Described> list = described(descriptions[process]);
-    for (std::size_t i = 0; i < list.size(); ++i) {
-      const auto from = static_cast<std::int64_t>(process);
-      const bool is_mine = agreement.rank() == from;
-      const at::Tensor value =
-          tensor_of(agreement, from, list[i], is_mine ? own[i].second : at::Tensor());
+  agreement.together([&] {
+    exchange.emplace(agreement, lists);
+    for (const std::vector<Described>& list : lists) {
+      for (const Described& one : list) {
+        if (agreement.is_first()) {
+          all.emplace_back(one.name, at::empty(one.shape, one.type));
+        }
+      }
+    }
+    return 0.0;
+  });
+  std::size_t number = 0;
+  for (std::size_t process = 0; process < lists.size(); ++process) {
+    const auto from = static_cast<std::int64_t>(process);
+    for (std::size_t i = 0; i < lists[process].size(); ++i, ++number) {
+      const at::Tensor mine = agreement.rank() == from ? own[i].second : at::Tensor();
+      const at::Tensor value = (*exchange)(from, lists[process][i], mine);
       if (agreement.is_first()) {
-        all.emplace_back(list[i].name, value.cpu());
+        all[number].second.copy_(value);
       }
     }
   }
@@ -134,13 +195,28 @@ NamedState scattered_state(const Agreement& agreement, const NamedState& state,
   const std::vector<Described> list = described(agreement.text_of_first(description(state)));
   const std::set<std::string> mine(names.begin(), names.end());
   const std::set<std::string> known(all_names.begin(), all_names.end());
+  const auto is_kept = [&](const Described& one) {
+    const std::string parameter = parameter_of(one.name);
+    return mine.count(parameter) != 0 || (agreement.is_first() && known.count(parameter) == 0);
+  };
+  std::optional<Exchange> exchange;
   NamedState own;
+  agreement.together([&] {
+    exchange.emplace(agreement, std::vector<std::vector<Described>>{list});
+    for (const Described& one : list) {
+      if (is_kept(one)) {
+        const at::TensorOptions options(one.type);
+        own.emplace_back(one.name, at::empty(one.shape, options.device(agreement.device())));
+      }
+    }
+    return 0.0;
+  });
+  std::size_t number = 0;
   for (std::size_t i = 0; i < list.size(); ++i) {
-    const std::string parameter = parameter_of(list[i].name);
     const at::Tensor value =
-        tensor_of(agreement, 0, list[i], agreement.is_first() ? state[i].second : at::Tensor());
-    if (mine.count(parameter) != 0 || (agreement.is_first() && known.count(parameter) == 0)) {
-      own.emplace_back(list[i].name, value);
+        (*exchange)(0, list[i], agreement.is_first() ? state[i].second : at::Tensor());
+    if (is_kept(list[i])) {
+      own[number++].second.copy_(value);
     }
   }
   return own;

@@ -22,13 +22,19 @@ namespace paperlab::train {
 PAPERLAB_API std::vector<std::int64_t> plan_owners(std::span<const std::int64_t> sizes,
                                                    std::int64_t num_processes);
 
+/// Memory for copy_from() of these tensors, which are of one dtype and device: its largest piece.
+PAPERLAB_API at::Tensor room_for(const std::vector<at::Tensor>& tensors, std::int64_t bytes);
+
 /// Copies tensors of one dtype and device from one process into the others', in pieces of about
-/// `bytes`. They are written without autograd's knowledge.
-/// \throws LostProcess  as all that follow.
+/// `bytes`, by way of `room`. They are written without autograd's knowledge.
+/// \throws LostProcess  and nothing else: the others wait for each piece.
 PAPERLAB_API void copy_from(const Agreement& agreement, std::int64_t process,
-                            const std::vector<at::Tensor>& tensors, std::int64_t bytes);
+                            const std::vector<at::Tensor>& tensors, std::int64_t bytes,
+                            const at::Tensor& room);
 
 /// The states of all processes together, in the memory of the first one's CPU; empty elsewhere.
+/// Where that is not enough all throw, as Agreement::together().
+/// \throws LostProcess  if a process is lost; so do all that follow.
 PAPERLAB_API NamedState gathered_state(const Agreement& agreement, const NamedState& own);
 
 /// Of a state that the first process has: that of the parameters in `names`, in each process; all

@@ -1,16 +1,15 @@
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/isfinite.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <exception>
 #include <utility>
 
 #include "paperlab/core/error.h"
-#include "paperlab/train/loss.h"
 #include "paperlab/train/number_text_internal.h"
 #include "paperlab/train/shard.h"
 #include "paperlab/train/step_internal.h"
@@ -18,33 +17,37 @@
 
 namespace paperlab::train {
 
-// While this lives, the decoder computes with bfloat16 copies of its parameters, through which
+// While this lives, the model computes with bfloat16 copies of its parameters, through which
 // gradients flow to the parameters.
 class HalfParameters {
  public:
-  explicit HalfParameters(const nn::Decoder& decoder) : decoder_(decoder) {
-    for (const auto& parameter : decoder_.parameters()) {
+  explicit HalfParameters(const Model& model) : model_(model) {
+    std::vector<at::Tensor> halves;  // all are there before the first takes its place
+    for (const auto& parameter : model_.parameters()) {
       own_.push_back(*parameter.value);
-      *parameter.value = parameter.value->to(at::kBFloat16);
+      halves.push_back(parameter.value->to(at::kBFloat16));
     }
+    put(halves);
   }
-  ~HalfParameters() {
-    for (std::size_t i = 0; i < own_.size(); ++i) {
-      *decoder_.parameters()[i].value = own_[i];
-    }
-  }
+  ~HalfParameters() { put(own_); }
   HalfParameters(const HalfParameters&) = delete;
   HalfParameters& operator=(const HalfParameters&) = delete;
 
  private:
-  const nn::Decoder& decoder_;
+  void put(const std::vector<at::Tensor>& values) noexcept {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      *model_.parameters()[i].value = values[i];
+    }
+  }
+
+  const Model& model_;
   std::vector<at::Tensor> own_;
 };
 
 namespace {
 
 // What a process tells the others of its part of a step.
-enum Told : std::uint8_t { kFailed, kLoss, kRows, kColumns, kTokens, kNumTold };
+enum Told : std::uint8_t { kFailed, kLoss, kBatch, kNumTold };
 
 std::vector<std::int64_t> owners_of(const std::vector<Trained>& trained, std::int64_t size) {
   std::vector<std::int64_t> sizes;
@@ -76,52 +79,96 @@ std::vector<std::string> names_of(const std::vector<Trained>& trained) {
 bool is_finite(const at::Tensor& x) { return at::isfinite(x).all().item<bool>(); }
 
 // The first parameter, else the first layer's input, that is not finite.
-std::string first_bad_tensor(nn::Decoder& decoder, const at::Tensor& batch) {
-  for (const auto& parameter : decoder.parameters()) {
+std::string first_bad_tensor(Model& model, const Batch& batch) {
+  for (const auto& parameter : model.parameters()) {
     if (!is_finite(*parameter.value)) {
       return "parameter '" + parameter.spec.name + "'";
     }
   }
-  const at::NoGradGuard no_grad;
   std::string bad = "the logits";
   bool is_found = false;
-  const std::int64_t hook =
-      decoder.add_linear_hook([&](const std::string& name, const at::Tensor& x) {
-        if (!is_found && !is_finite(x)) {
-          is_found = true;
-          bad = "the input of '" + name + "'";
-        }
-      });
-  decoder.forward(batch.narrow(1, 0, batch.size(1) - 1));
-  decoder.remove_linear_hook(hook);
+  model.watch(batch, [&](const std::string& name, const at::Tensor& x) {
+    if (!is_found && !is_finite(x)) {
+      is_found = true;
+      bad = "the input of '" + name + "'";
+    }
+  });
   return bad;
 }
 
-// FNV-1a over the tokens, folded to a whole number that a double holds.
-double fingerprint(const at::Tensor& batch) {
-  const at::Tensor tokens = batch.cpu().contiguous();
-  const auto* first = tokens.const_data_ptr<std::int64_t>();
-  std::uint64_t hash = 0xcbf29ce484222325ULL;
-  for (std::int64_t i = 0; i < tokens.numel(); ++i) {
-    hash = (hash ^ static_cast<std::uint64_t>(first[i])) * 0x100000001b3ULL;
+// The same of each tensor of a batch that is there.
+template <class F>
+Batch each(const Batch& batch, const F& function) {
+  const auto apply = [&](const at::Tensor& x) { return x.defined() ? function(x) : x; };
+  return {apply(batch.rows), apply(batch.labels), apply(batch.attention_mask)};
+}
+
+Batch rows_of(const Batch& batch, std::int64_t first, std::int64_t count) {
+  return each(batch, [&](const at::Tensor& x) { return x.narrow(0, first, count); });
+}
+
+constexpr std::uint64_t kNoHash = 0xcbf29ce484222325ULL;
+
+std::uint64_t hashed(std::uint64_t hash, std::uint64_t word) {
+  return (hash ^ word) * 0x100000001b3ULL;
+}
+
+std::uint64_t hashed(std::uint64_t hash, const at::Tensor& tensor) {
+  hash = hashed(hash, static_cast<std::uint64_t>(tensor.scalar_type()));
+  for (const std::int64_t size : tensor.sizes()) {
+    hash = hashed(hash, static_cast<std::uint64_t>(size));
+  }
+  const at::Tensor dense = tensor.cpu().contiguous();
+  const auto* bytes = static_cast<const char*>(dense.const_data_ptr());
+  for (std::size_t i = 0; i < dense.nbytes(); i += sizeof(std::uint64_t)) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes + i, std::min(sizeof(word), dense.nbytes() - i));
+    hash = hashed(hash, word);
+  }
+  return hash;
+}
+
+// FNV-1a over all tensors, their types and shapes, folded to a whole number that a double holds.
+double fingerprint(const Batch& batch) {
+  std::uint64_t hash = kNoHash;
+  for (const at::Tensor& tensor : {batch.rows, batch.labels, batch.attention_mask}) {
+    hash = tensor.defined() ? hashed(hash, tensor) : hashed(hash, ~std::uint64_t{0});
   }
   return static_cast<double>(hash >> 12U);
 }
 
+// `told` has one number of each process.
+void require_same(std::int64_t step, const std::vector<double>& told) {
+  for (std::size_t i = 1; i < told.size(); ++i) {
+    require<ValueError>(
+        told[i] == told[0], kFunction,
+        "data(" + std::to_string(step) + ") must return the same global batch in every process",
+        "another one in process " + std::to_string(i));
+  }
+}
+
 }  // namespace
 
-Stepper::Stepper(nn::HfDecoder& model, const FitOptions& options, const FitCallbacks& callbacks,
+Stepper::Stepper(Model& model, const FitOptions& options, const FitCallbacks& callbacks,
                  const Agreement& agreement)
     : model_(model),
       options_(options),
       callbacks_(callbacks),
       agreement_(agreement),
-      trained_(trained_parameters(*model.decoder, options)),
+      trained_(trained_parameters(model, options)),
       owners_(owners_of(trained_, agreement.size())),
       optimizer_(make_optimizer(owned_by(agreement.rank()), options.optimizer)) {
   if (!agreement_.is_alone()) {
     buckets_ = std::make_unique<GradientBuckets>(values_of(trained_), options.processes,
                                                  options.bucket_bytes);
+  }
+  for (std::int64_t process = 0; is_sharded() && process < agreement_.size(); ++process) {
+    changes_.push_back(values_of(owned_by(process)));
+    const at::Tensor room =
+        changes_.back().empty() ? at::Tensor() : room_for(changes_.back(), options.bucket_bytes);
+    if (room.defined() && (!room_.defined() || room.numel() > room_.numel())) {
+      room_ = room;
+    }
   }
 }
 
@@ -143,32 +190,18 @@ std::vector<Trained> Stepper::owned_by(std::int64_t process) const {
 }
 
 // Autograd keeps the batch, which it does not do in inference mode.
-at::Tensor Stepper::batch_of(std::int64_t step) const {
-  const at::Tensor given = callbacks_.batch(step);
-  check_batch(given, step);
-  const at::Tensor batch = given.to(trained_.front().value.device());
-  return batch.is_inference() ? batch.clone() : batch;
+Batch Stepper::batch_of(std::int64_t step) const {
+  const Batch given = callbacks_.batch(step);
+  model_.check(given, "data(" + std::to_string(step) + ") must ");
+  check_rows(given.rows.size(0));
+  const at::Device device = trained_.front().value.device();
+  return each(given, [&](const at::Tensor& x) {
+    const at::Tensor batch = x.detach().to(device);
+    return batch.is_inference() ? batch.clone() : batch;
+  });
 }
 
-// The last tokens of the rows are never read by the decoder, which would check them.
-void Stepper::check_batch(const at::Tensor& batch, std::int64_t step) const {
-  const std::string source = "data(" + std::to_string(step) + ") must ";
-  const bool is_shaped = batch.defined() && batch.dim() == 2 && batch.size(0) >= 1;
-  require<ValueError>(is_shaped && batch.size(1) >= 2, kFunction,
-                      source + "return [B, T + 1] with B, T >= 1",
-                      batch.defined() ? c10::str(batch.sizes()) : "nothing");
-  const nn::DecoderConfig& config = model_.decoder->config();
-  require<ValueError>(batch.size(1) - 1 <= config.max_positions, kFunction,
-                      source + "return at most max_position_embeddings + 1 (" +
-                          std::to_string(config.max_positions + 1) + ") tokens a row",
-                      std::to_string(batch.size(1)));
-  const auto [low, high] = at::aminmax(batch.cpu());
-  const auto id = (low.item<std::int64_t>() < 0 ? low : high).item<std::int64_t>();
-  require<ValueError>(
-      id >= 0 && id < config.vocab_size, kFunction,
-      source + "return tokens in 0..vocab_size - 1 (" + std::to_string(config.vocab_size - 1) + ")",
-      std::to_string(id));
-  const std::int64_t rows = batch.size(0);
+void Stepper::check_rows(std::int64_t rows) const {
   const std::string times =
       agreement_.is_alone() ? "" : " times the " + std::to_string(agreement_.size()) + " processes";
   require<ValueError>(
@@ -178,11 +211,24 @@ void Stepper::check_batch(const at::Tensor& batch, std::int64_t step) const {
       std::to_string(options_.accumulate));
 }
 
-StepRecord Stepper::operator()(std::int64_t step, at::Tensor batch) {
+void Stepper::check_same(std::int64_t step, const Batch& batch) const {
+  std::vector<double> told(static_cast<std::size_t>(agreement_.size()), 0.0);
+  told[static_cast<std::size_t>(agreement_.rank())] = fingerprint(batch);
+  require_same(step, agreement_.sum(told));
+}
+
+StepRecord Stepper::gradients(std::int64_t step, Batch batch) {
   StepRecord record;
   record.step = step;
   record.learning_rate = learning_rate(options_.schedule, step);
-  record.loss = gradients(step, std::move(batch));
+  record.loss = loss(step, std::move(batch));
+  return record;
+}
+
+void Stepper::update(StepRecord& record) {
+  if (buckets_) {
+    buckets_->assign(counts_);
+  }
   std::vector<at::Tensor> found;
   for (const Trained& parameter : trained_) {
     if (parameter.value.grad().defined()) {
@@ -191,20 +237,25 @@ StepRecord Stepper::operator()(std::int64_t step, at::Tensor batch) {
   }
   record.grad_norm = clip_gradients(found, options_.clip_norm);
   if (!std::isfinite(record.grad_norm)) {
-    refuse_gradients(step);  // the same sums in all processes
+    refuse_gradients(record.step);  // the same sums in all processes
   }
   optimizer_->step(record.learning_rate);
-  copy_changes();
+}
+
+void Stepper::end_step() {
+  for (std::size_t process = 0; process < changes_.size(); ++process) {
+    copy_from(agreement_, static_cast<std::int64_t>(process), changes_[process],
+              options_.bucket_bytes, room_);
+  }
   clear_gradients();
-  return record;
 }
 
 // Sets the gradients of the mean over the global batch; returns that mean.
-double Stepper::gradients(std::int64_t step, at::Tensor batch) {
+double Stepper::loss(std::int64_t step, Batch batch) {
   const double num_parts =
       static_cast<double>(options_.accumulate) * static_cast<double>(agreement_.size());
   if (agreement_.is_alone()) {
-    return own_gradients(step, batch.defined() ? batch : batch_of(step)) / num_parts;
+    return own_gradients(step, batch.rows.defined() ? batch : batch_of(step)) / num_parts;
   }
   const auto size = static_cast<std::size_t>(agreement_.size());
   std::vector<double> told(kNumTold * size + trained_.size(), 0.0);
@@ -212,14 +263,12 @@ double Stepper::gradients(std::int64_t step, at::Tensor batch) {
   std::exception_ptr failure;
   buckets_->begin();
   try {
-    if (!batch.defined()) {
+    if (!batch.rows.defined()) {
       batch = batch_of(step);
     }
-    own[kRows] = static_cast<double>(batch.size(0));
-    own[kColumns] = static_cast<double>(batch.size(1));
-    own[kTokens] = fingerprint(batch);
-    const std::int64_t rows = batch.size(0) / agreement_.size();
-    own[kLoss] = own_gradients(step, batch.narrow(0, agreement_.rank() * rows, rows));
+    own[kBatch] = fingerprint(batch);
+    const std::int64_t rows = batch.rows.size(0) / agreement_.size();
+    own[kLoss] = own_gradients(step, rows_of(batch, agreement_.rank() * rows, rows));
   } catch (const LostProcess&) {
     throw;
   } catch (...) {
@@ -231,51 +280,43 @@ double Stepper::gradients(std::int64_t step, at::Tensor batch) {
   std::copy(found.begin(), found.end(),
             told.begin() + static_cast<std::ptrdiff_t>(kNumTold * size));
   told = agreement_.sum(told);
-  double loss = 0.0;
+  double sum = 0.0;
   double num_failed = 0.0;
+  std::vector<double> batches;
   for (std::size_t i = 0; i < size; ++i) {  // in order: the same bits everywhere
-    loss += told[kNumTold * i + kLoss];
+    sum += told[kNumTold * i + kLoss];
     num_failed += told[kNumTold * i + kFailed];
+    batches.push_back(told[kNumTold * i + kBatch]);
   }
   if (num_failed > 0.0) {
     agreement_.fail(failure);
   }
-  check_same_batch(step, told);
-  buckets_->assign(std::span(told).subspan(kNumTold * size));
-  return loss / num_parts;
-}
-
-void Stepper::check_same_batch(std::int64_t step, const std::vector<double>& told) const {
-  for (std::size_t i = 1; i < static_cast<std::size_t>(agreement_.size()); ++i) {
-    for (const Told what : {kRows, kColumns, kTokens}) {
-      require<ValueError>(
-          told[kNumTold * i + what] == told[what], kFunction,
-          "data(" + std::to_string(step) + ") must return the same global batch in every process",
-          "another one in process " + std::to_string(i));
-    }
-  }
+  require_same(step, batches);
+  counts_.assign(told.begin() + static_cast<std::ptrdiff_t>(kNumTold * size), told.end());
+  return sum / num_parts;
 }
 
 // Sets the gradients of the mean over `rows`, divided by the number of processes; returns the sum
 // of the means of its parts. In several processes they are on their way to the others.
-double Stepper::own_gradients(std::int64_t step, const at::Tensor& rows) {
+double Stepper::own_gradients(std::int64_t step, const Batch& rows) {
   has_begun_ = true;
   clear_gradients();
   const at::AutoGradMode with_gradients(true);
-  const std::vector<at::Tensor> parts = rows.chunk(options_.accumulate, 0);
   const std::int64_t num_parts = options_.accumulate * agreement_.size();
+  const std::int64_t count = rows.rows.size(0) / options_.accumulate;
   double sum = 0.0;
-  for (std::size_t i = 0; i < parts.size(); ++i) {
+  for (std::int64_t i = 0; i < options_.accumulate; ++i) {
+    const Batch part = rows_of(rows, i * count, count);
     const std::optional<HalfParameters> half = in_half();
-    const at::Tensor loss = next_token_loss(*model_.decoder, parts[i]);
+    const at::Tensor loss = model_.loss(part);
     const auto value = loss.item<double>();
     if (!std::isfinite(value)) {
       throw ValueError(std::string(kFunction) + ": step " + std::to_string(step) +
                        ": the loss must be finite, got " + number_text(value) + "; " +
-                       first_bad_tensor(*model_.decoder, parts[i]) + " is the first that is not");
+                       first_bad_tensor(model_, part) + " is the first that is not");
     }
     sum += value;
-    if (buckets_ && i + 1 == parts.size()) {
+    if (buckets_ && i + 1 == options_.accumulate) {
       buckets_->arm();
     }
     (num_parts == 1 ? loss : loss.div(static_cast<double>(num_parts))).backward();
@@ -284,9 +325,8 @@ double Stepper::own_gradients(std::int64_t step, const at::Tensor& rows) {
 }
 
 std::optional<HalfParameters> Stepper::in_half() const {
-  return options_.computes_in_bfloat16
-             ? std::optional<HalfParameters>(std::in_place, *model_.decoder)
-             : std::nullopt;
+  return options_.computes_in_bfloat16 ? std::optional<HalfParameters>(std::in_place, model_)
+                                       : std::nullopt;
 }
 
 void Stepper::refuse_gradients(std::int64_t step) const {
@@ -308,19 +348,20 @@ void Stepper::clear_gradients() {
   }
 }
 
-// What each process's optimizer has changed, to the others.
-void Stepper::copy_changes() {
-  for (std::int64_t process = 0; is_sharded() && process < agreement_.size(); ++process) {
-    copy_from(agreement_, process, values_of(owned_by(process)), options_.bucket_bytes);
-  }
-}
-
 void Stepper::copy_parameters_of_first() {
-  std::vector<at::Tensor> values;
-  for (const auto& parameter : model_.decoder->parameters()) {
-    values.push_back(*parameter.value);
+  if (agreement_.is_alone()) {
+    return;
   }
-  copy_from(agreement_, 0, values, options_.bucket_bytes);
+  std::vector<at::Tensor> values;
+  at::Tensor room;
+  agreement_.together([&] {
+    for (const auto& parameter : model_.parameters()) {
+      values.push_back(*parameter.value);
+    }
+    room = room_for(values, options_.bucket_bytes);
+    return 0.0;
+  });
+  copy_from(agreement_, 0, values, options_.bucket_bytes, room);
 }
 
 NamedState Stepper::state() const {

@@ -15,9 +15,9 @@ bool decays(const std::string& name, const std::vector<std::string>& no_decay) {
   });
 }
 
-// What the decoder must be for training; nothing of it is changed.
-void check_decoder(const nn::Decoder& decoder, const std::vector<std::string>& no_decay) {
-  const auto& parameters = decoder.parameters();
+// What the model must be for training; nothing of it is changed.
+void check_model(const Model& model, const std::vector<std::string>& no_decay) {
+  const auto& parameters = model.parameters();
   for (const auto& parameter : parameters) {
     require<ValueError>(!parameter.value->is_inference(), kFunction,
                         "model must be made outside of inference mode",
@@ -35,10 +35,10 @@ void check_decoder(const nn::Decoder& decoder, const std::vector<std::string>& n
 
 }  // namespace
 
-std::vector<Trained> trained_parameters(const nn::Decoder& decoder, const FitOptions& options) {
-  check_decoder(decoder, options.no_decay);
+std::vector<Trained> trained_parameters(const Model& model, const FitOptions& options) {
+  check_model(model, options.no_decay);
   std::vector<Trained> trained;
-  for (const auto& parameter : decoder.parameters()) {
+  for (const auto& parameter : model.parameters()) {
     if (parameter.value->requires_grad()) {
       const std::string& name = parameter.spec.name;
       require<ValueError>(parameter.value->is_leaf(), kFunction,
@@ -54,9 +54,9 @@ std::vector<Trained> trained_parameters(const nn::Decoder& decoder, const FitOpt
   return trained;
 }
 
-std::vector<std::string> frozen_names(const nn::Decoder& decoder) {
+std::vector<std::string> frozen_names(const Model& model) {
   std::vector<std::string> names;
-  for (const auto& parameter : decoder.parameters()) {
+  for (const auto& parameter : model.parameters()) {
     if (!parameter.value->requires_grad()) {
       names.push_back(parameter.spec.name);
     }

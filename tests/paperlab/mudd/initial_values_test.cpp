@@ -7,11 +7,13 @@
 
 #include <cmath>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "paperlab/core/error.h"
 #include "paperlab/mudd/layout.h"
+#include "paperlab/mudd/vit.h"
 #include "tests/paperlab/mudd/mudd_cases.h"
 
 namespace paperlab::mudd {
@@ -228,6 +230,58 @@ TEST(MuddInitialValuesTest, BadArgumentsAreRefused) {
   EXPECT_THROW(initial_values(config, 1, at::kFloat, options), ValueError);
   config.ways = "X";
   EXPECT_THROW(initial_values(config, 1, at::kFloat), ValueError);
+}
+
+VitConfig small_vit(Variant variant) {
+  VitConfig config;
+  config.patches = {1, 8, 8, 2, 2};
+  config.num_labels = 10;
+  config.model = small(variant);
+  config.model.pre_post_norm = PrePostNorm::kEq10;
+  return config;
+}
+
+TEST(VitInitialValuesTest, TheBackboneIsThatOfThePlainModel) {
+  std::map<std::string, at::Tensor> plain;
+  for (const Variant variant : {Variant::kBase, Variant::kMultiwayDynamic}) {
+    const VitConfig config = small_vit(variant);
+    const std::vector<nn::ParameterSpec> specs = parameter_specs(config);
+    const std::vector<at::Tensor> values = initial_values(config, 3, at::kDouble);
+    ASSERT_EQ(values.size(), specs.size());
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      const bool is_frozen = specs[i].role == nn::Role::kPositionEmbed;
+      EXPECT_EQ(values[i].requires_grad(), !is_frozen) << specs[i].name;
+      const auto [found, is_new] = plain.emplace(specs[i].name, values[i]);
+      EXPECT_TRUE(is_new || found->second.equal(values[i])) << specs[i].name;
+    }
+  }
+  EXPECT_TRUE(all_equal(plain.at("post_norms.3.weight"), 1e-3));
+  // Xavier: a patch of 4 lanes to 64.
+  expect_normal(plain.at("vit.embeddings.patch_embeddings.projection.weight"),
+                std::sqrt(2.0 / (4.0 + 64.0)));
+  EXPECT_THROW(initial_values(small_vit(Variant::kLime), 1, at::kFloat), ValueError);
+  EXPECT_THROW(initial_values(small_vit(Variant::kBase), 1, at::kHalf), DTypeError);
+  EXPECT_THROW(sincos_positions(2, 2, 6, at::kFloat), ValueError);
+}
+
+TEST(VitTest, AnEncodersConnectionNeedsNormsFirstAndItsMeanPictures) {
+  const VitConfig config = small_vit(Variant::kBase);
+  const auto make = [](const nn::ParameterOf& of) {
+    EXPECT_NE(of("vit.layernorm.weight"), nullptr);
+    EXPECT_THROW(of("nothing"), ValueError);
+    return std::make_shared<nn::ResidualConnection>();
+  };
+  const auto encoder = [&](const nn::EncoderConfig& form) {
+    return nn::Encoder(form, parameter_specs(config), initial_values(config, 1, at::kFloat), make)
+        .forward({{}, {}, {}, at::zeros({2, 1, 8, 8})});
+  };
+  nn::EncoderConfig form = encoder_config(config);
+  EXPECT_EQ(encoder(form).sizes().vec(), (std::vector<std::int64_t>{2, 10}));
+  form.is_norm_first = false;
+  EXPECT_THROW(encoder(form), ValueError);
+  form = encoder_config(config);
+  form.patches.num_channels = 0;
+  EXPECT_THROW(encoder(form), ValueError);
 }
 
 }  // namespace

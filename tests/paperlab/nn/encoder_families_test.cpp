@@ -1,10 +1,12 @@
 // The descriptions of encoders: defaults and tables give the parameters of transformers' classes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "paperlab/core/error.h"
 #include "paperlab/nn/encoder_hf_config.h"
@@ -80,6 +82,61 @@ TEST(EncoderConfigs, DistancesOfDeberta) {
   EXPECT_EQ(config.relative.max_distance, 512);
   EXPECT_EQ(config.attention_terms, 3);
   EXPECT_EQ(config.num_positions, 0);
+}
+
+TEST(EncoderConfigs, HeadsOfVitHaveLanesOfTheirOwn) {
+  const Json settings = {{"hidden_size", 25}, {"num_attention_heads", 4}};
+  EXPECT_EQ(config_of("vit", "ViTModel", settings).block.head_dim, 6);  // as many as fit
+  Json given = settings;
+  given["head_dim"] = 10;
+  const EncoderConfig config = config_of("vit", "ViTModel", given);
+  EXPECT_EQ(config.block.head_dim, 10);
+  for (const ParameterSpec& spec : encoder_parameter_specs(config)) {
+    if (spec.role == Role::kOut && !spec.is_bias) {
+      EXPECT_EQ(spec.shape, (std::vector<std::int64_t>{25, 40}));
+    }
+  }
+  EXPECT_THROW(config_of("bert", "BertModel", settings), ValueError);
+  // Narrow heads do not hide how large the other tensors are.
+  const Json huge = {{"hidden_size", 0x7fffffff},
+                     {"num_attention_heads", 1},
+                     {"head_dim", 1},
+                     {"pooler_output_size", 0x7fffffff},
+                     {"intermediate_size", 1}};
+  EXPECT_THROW(config_of("vit", "ViTModel", huge), ValueError);
+  EXPECT_THROW(config_of("deberta-v2", "DebertaV2Model", {{"conv_kernel_size", 0x7fffffff}}),
+               ValueError);
+}
+
+TEST(EncoderConfigs, WithoutArchitecturesItIsTheModelItself) {
+  for (const Json& absent : {Json(), Json::array()}) {
+    const HfEncoderModel model = read_hf_encoder_config(
+        "config.json", {{"model_type", "deberta-v2"}, {"architectures", absent}});
+    EXPECT_EQ(model.config.output, EncoderOutput::kStates);
+    EXPECT_EQ(model.architecture, "DebertaV2Model");
+  }
+}
+
+TEST(EncoderConfigs, MeanPoolingHasNoClassToken) {
+  EncoderConfig config = config_of("vit", "ViTForImageClassification");
+  const auto has_class_token = [&] {
+    const auto specs = encoder_parameter_specs(config);
+    return std::any_of(specs.begin(), specs.end(),
+                       [](const auto& spec) { return spec.role == Role::kClassToken; });
+  };
+  EXPECT_TRUE(has_class_token());
+  config.has_mean_pooling = true;
+  EXPECT_FALSE(has_class_token());
+}
+
+TEST(EncoderConfigs, OtherNamesOfVitsLayersGoBothWays) {
+  const auto names = other_linear_names(config_of("vit", "ViTModel"));
+  EXPECT_EQ(names.size(), 2U * 12U * 6U);
+  EXPECT_EQ(names.at("encoder.layer.3.attention.output.dense"), "layers.3.attention.o_proj");
+  for (const auto& [name, other] : names) {
+    EXPECT_EQ(names.at(other), name);
+  }
+  EXPECT_TRUE(other_linear_names(config_of("bert", "BertModel")).empty());
 }
 
 TEST(EncoderConfigs, CopiesOfATiedHead) {

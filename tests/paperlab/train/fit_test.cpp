@@ -4,6 +4,7 @@
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -102,6 +103,79 @@ TEST(Fit, RefusesBatchesThatCannotBeRead) {
   refused(at::full({2, 3}, kVocabulary, at::kLong));
   refused(at::full({2, 3}, -1, at::kLong));
   EXPECT_TRUE(same_values(model, small_model()));
+}
+
+TEST(Fit, EncodersLearnLabels) {
+  nn::HfEncoder tokens = small_encoder();
+  nn::HfEncoder pixels = small_vit();
+  for (const History& history :
+       {fit(tokens, options(60), {[](std::int64_t step) { return labelled(step); }}),
+        fit(pixels, options(60), {[](std::int64_t step) { return shades(step); }})}) {
+    EXPECT_NEAR(history.records.front().loss, std::log(3.0), 0.7);
+    EXPECT_LT(history.records.back().loss, 0.5 * history.records.front().loss);
+  }
+}
+
+TEST(Fit, EncodersGoOnToTheSameBits) {
+  const experiments::Scratch folder;
+  const auto data = [](std::int64_t step) { return labelled(step); };
+  nn::HfEncoder whole = small_encoder();
+  const History expected = fit(whole, options(6), {data});
+  nn::HfEncoder first = small_encoder();
+  fit(first, options(6, folder / "run"),
+      {data, [](const StepRecord& record) { return StepReply{record.step < 3}; }});
+  nn::HfEncoder second = small_encoder(99);
+  const History ended = fit(second, options(6, folder / "run"), {data});
+  EXPECT_EQ(ended.num_resumed, 4);
+  EXPECT_EQ(ended.records, expected.records);
+  const auto& a = whole.encoder->parameters().list();
+  const nn::HfEncoder saved = nn::load_encoder(folder / "run/checkpoint-00000006");
+  const auto& b = saved.encoder->parameters().list();
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    EXPECT_TRUE(at::equal(*a[i].value, *second.encoder->parameters().list()[i].value));
+    EXPECT_TRUE(at::equal(*a[i].value, *b[i].value)) << a[i].spec.name;
+  }
+  nn::HfEncoder wider = small_encoder(1, {{"intermediate_size", 24}});
+  EXPECT_THROW(fit(wider, options(6, folder / "run"), {data}), ValueError);
+}
+
+TEST(Fit, RefusesBatchesThatEncodersCannotRead) {
+  nn::HfEncoder tokens = small_encoder();
+  nn::HfEncoder pixels = small_vit();
+  const auto message = [](nn::HfEncoder& model, const Batch& batch) {
+    try {
+      fit(model, options(1), {[&](std::int64_t) { return batch; }});
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  const Batch good = labelled(0, 2);
+  const at::Tensor picture = at::zeros({2, 1, 4, 4});
+  const std::string data = "fit: data(0) must return ";
+  EXPECT_EQ(message(tokens, {good.rows, at::full({2}, 3, at::kLong)}),
+            data + "labels in 0..num_labels - 1 (2), got 3");
+  EXPECT_EQ(message(pixels, {picture, at::full({2}, -1, at::kLong)}),
+            data + "labels in 0..num_labels - 1 (2), got -1");
+  EXPECT_EQ(message(tokens, {good.rows}), data + "labels [2], one a row, got nothing");
+  EXPECT_EQ(message(tokens, {good.rows, at::zeros({2})}), data + "labels in int64, got Float");
+  EXPECT_EQ(message(tokens, {at::zeros({2, 10}, at::kLong), good.labels}),
+            data + "at most 9 tokens a row (max_position_embeddings), got 10");
+  EXPECT_EQ(message(tokens, {picture, good.labels}),
+            data + "[B, T] with B, T >= 1, got [2, 1, 4, 4]");
+  EXPECT_EQ(message(pixels, {picture.narrow(3, 0, 3), good.labels}),
+            data + "pixels [B, 1, 4, 4] with B >= 1, got [2, 1, 4, 3]");
+  EXPECT_EQ(message(pixels, {picture.to(at::kLong), good.labels}),
+            data + "floating pixels, got Long");
+  EXPECT_EQ(message(pixels, {picture.div(0.0), good.labels}), data + "finite pixels, got others");
+  EXPECT_EQ(message(tokens, {good.rows, good.labels, good.labels}),
+            data + "a mask of the shape of tokens [2, 7], got [2]");
+  nn::HfEncoder masked = small_encoder(1, {{"architectures", {"BertForMaskedLM"}}});
+  EXPECT_EQ(message(masked, good),
+            "fit: model must classify sequences or pictures (...ForSequenceClassification, "
+            "...ForImageClassification), got an encoder with logits of tokens of the vocabulary");
+  nn::HfEncoder one = small_encoder(1, {{"num_labels", 1}});
+  EXPECT_EQ(message(one, good), "fit: model must have num_labels >= 2, got 1");
 }
 
 TEST(Fit, AnExceptionOfACallbackComesThrough) {

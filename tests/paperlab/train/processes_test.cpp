@@ -3,12 +3,15 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,6 +21,7 @@
 #include "tests/experiments/scratch.h"
 #include "tests/paperlab/train/small_model.h"
 #include "tests/paperlab/train/thread_processes.h"
+#include "tests/support/limited_memory.h"
 
 namespace paperlab::train {
 namespace {
@@ -99,6 +103,66 @@ TEST(Processes, TwoAddUpWhatOneAccumulates) {
       EXPECT_EQ(result.history.records, one.history.records);
       EXPECT_TRUE(same_values(result.model, one.model));
     }
+  }
+}
+
+TEST(Processes, TwoTrainAnEncoderAsOne) {
+  const auto data = [](std::int64_t step) { return labelled(step); };
+  std::vector<nn::HfEncoder> models = {small_encoder(1), small_encoder(2)};
+  std::vector<History> histories(2);
+  const auto errors = in_threads(2, [&](const std::shared_ptr<Processes>& processes) {
+    const auto rank = static_cast<std::size_t>(processes->rank());
+    FitOptions given = options();
+    given.processes = processes;
+    histories[rank] = fit(models[rank], given, {data});
+  });
+  EXPECT_EQ(errors, std::vector<std::exception_ptr>(2));
+  nn::HfEncoder one = small_encoder(1);
+  FitOptions given = options();
+  given.accumulate = 2;
+  const History expected = fit(one, given, {data});
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    EXPECT_EQ(histories[rank].records, expected.records);
+    for (std::size_t i = 0; i < one.encoder->parameters().list().size(); ++i) {
+      EXPECT_TRUE(at::equal(*models[rank].encoder->parameters().list()[i].value,
+                            *one.encoder->parameters().list()[i].value));
+    }
+  }
+}
+
+TEST(Processes, ARefusedCallLeavesEveryModel) {
+  for (const bool is_bad : {true, false}) {  // rank 1's batch: not readable, or another one
+    std::vector<nn::HfDecoder> models = {small_model(1), small_model(2)};
+    const auto errors = in_threads(2, [&](const std::shared_ptr<Processes>& processes) {
+      FitOptions given = options();
+      given.processes = processes;
+      fit(models[static_cast<std::size_t>(processes->rank())], given, {[&](std::int64_t step) {
+            const bool is_other = processes->rank() == 1;
+            return is_other && is_bad ? at::Tensor() : rows_of(step + (is_other ? 1 : 0));
+          }});
+    });
+    for (std::size_t rank = 0; rank < 2; ++rank) {
+      EXPECT_NE(errors[rank], nullptr);
+      EXPECT_TRUE(same_values(models[rank], small_model(rank + 1)));
+    }
+  }
+}
+
+TEST(Processes, OtherLabelsAreAnotherBatch) {
+  const auto errors = in_threads(2, [&](const std::shared_ptr<Processes>& processes) {
+    nn::HfEncoder model = small_encoder();
+    FitOptions given = options();
+    given.processes = processes;
+    fit(model, given, {[&](std::int64_t step) {
+          Batch batch = labelled(step);
+          if (step == 1 && processes->rank() == 1) {
+            batch.labels = at::full({12}, 1, at::kLong);
+          }
+          return batch;
+        }});
+  });
+  for (const std::exception_ptr& error : errors) {
+    EXPECT_THROW(std::rethrow_exception(error), ValueError);
   }
 }
 
@@ -264,6 +328,141 @@ TEST(Processes, ALostOneLeavesACheckpointOfTheLastStep) {
     given.out = out;
     nn::HfDecoder again = small_model(5);
     EXPECT_EQ(fit(again, given, {rows_of}).num_resumed, shards ? 2 : 3);
+  }
+}
+
+// Whose next sum never begins: as far as the others see it has been killed.
+class DyingProcesses final : public Processes {
+ public:
+  explicit DyingProcesses(std::shared_ptr<Processes> own) : own_(std::move(own)) {}
+
+  std::int64_t rank() const override { return own_->rank(); }
+  std::int64_t size() const override { return own_->size(); }
+  Wait start_sum(const at::Tensor& x) override {
+    if (is_dead) {
+      throw std::runtime_error("killed");
+    }
+    return own_->start_sum(x);
+  }
+  Wait start_copy(const at::Tensor& x, std::int64_t from) override {
+    return own_->start_copy(x, from);
+  }
+
+  bool is_dead = false;
+
+ private:
+  std::shared_ptr<Processes> own_;
+};
+
+TEST(Processes, AnotherOneKeepsTheLastStepWhereTheFirstIsLost) {
+  const experiments::Scratch folder;
+  const std::string out = folder / "run";
+  const auto errors = in_threads(3, [&](const std::shared_ptr<Processes>& processes) {
+    const auto dying = std::make_shared<DyingProcesses>(processes);
+    nn::HfDecoder model = small_model();
+    FitOptions given = options();
+    given.processes = dying;
+    given.out = out;
+    fit(model, given, {[&](std::int64_t step) {
+          dying->is_dead = step == 3 && processes->rank() == 0;
+          return rows_of(step);
+        }});
+  });
+  EXPECT_EQ(message_of<std::runtime_error>(errors[0]), "killed");
+  for (const std::size_t rank : {1, 2}) {
+    EXPECT_EQ(
+        message_of<LostProcess>(errors[rank]),
+        "fit: after 3 steps: another process has ended or does not answer: a thread was lost");
+  }
+  EXPECT_TRUE(fs::exists(out + "/checkpoint-00000003"));
+  FitOptions given = options();
+  given.out = out;
+  nn::HfDecoder again = small_model(5);
+  const History rest = fit(again, given, {rows_of});
+  EXPECT_EQ(rest.num_resumed, 3);
+  nn::HfDecoder whole = small_model();
+  const History expected = fit(whole, options(), {rows_of});
+  for (std::size_t i = 0; i < kSteps; ++i) {
+    EXPECT_NEAR(rest.records[i].loss, expected.records[i].loss, 1e-6);
+  }
+}
+
+// Has no memory for what comes after the sum of a step's losses: the optimizer's turn.
+class PoorProcesses final : public Processes {
+ public:
+  explicit PoorProcesses(std::shared_ptr<Processes> own) : own_(std::move(own)) {}
+
+  std::int64_t rank() const override { return own_->rank(); }
+  std::int64_t size() const override { return own_->size(); }
+  Wait start_sum(const at::Tensor& x) override {
+    const bool is_of_losses = x.scalar_type() == at::kDouble && x.numel() > 10;
+    return [wait = own_->start_sum(x), is_poor = is_of_losses && rank() == 1] {
+      wait();
+      if (is_poor) {
+        refuse_allocation(0, kCpuMemoryError);
+      }
+    };
+  }
+  Wait start_copy(const at::Tensor& x, std::int64_t from) override {
+    return own_->start_copy(x, from);
+  }
+
+ private:
+  std::shared_ptr<Processes> own_;
+};
+
+TEST(Processes, AnOptimizerWithoutMemoryEndsAll) {
+  for (const bool shards : {false, true}) {
+    const experiments::Scratch folder;
+    const auto errors = in_threads(2, [&](const std::shared_ptr<Processes>& processes) {
+      nn::HfDecoder model = small_model();
+      FitOptions given = options();
+      given.processes = std::make_shared<PoorProcesses>(processes);
+      given.shards_optimizer = shards;
+      given.out = folder / "run";
+      fit(model, given, {rows_of});
+    });
+    refuse_allocation(-1, kCpuMemoryError);
+    const std::string what = "this device has no memory left";
+    const bool is_first = message_of<IoError>(errors[0]).find("process 1") == std::string::npos;
+    const std::size_t poor = is_first ? 0 : 1;  // both allocate at the same time
+    EXPECT_NE(message_of<c10::Error>(errors[poor]).find(what), std::string::npos);
+    EXPECT_EQ(message_of<IoError>(errors[1 - poor]),
+              "fit: process " + std::to_string(poor) + " of 2 failed: " + what);
+    EXPECT_TRUE(RunDirectory(folder / "run").checkpoints().empty());
+  }
+}
+
+TEST(Processes, ARunThatCannotGoOnLeavesModelsAndData) {
+  const experiments::Scratch folder;
+  FitOptions given = options();
+  given.out = folder / "run";
+  std::string state = "begun";
+  const FitCallbacks stops = {rows_of, [](const StepRecord&) { return StepReply{false}; },
+                              [&] { return state; }, [&](const std::string& to) { state = to; }};
+  nn::HfDecoder begun = small_model();
+  fit(begun, given, stops);
+  std::vector<nn::HfDecoder> models = {small_model(5), small_model(6)};
+  std::vector<std::string> states = {"first", "second"};
+  const auto errors = in_threads(2, [&](const std::shared_ptr<Processes>& processes) {
+    const auto rank = static_cast<std::size_t>(processes->rank());
+    FitOptions own = given;
+    own.processes = processes;
+    fit(models[rank], own,
+        {rows_of,
+         {},
+         [&, rank] { return states[rank]; },
+         [&, rank](const std::string& to) {
+           if (rank == 1 && to == "begun") {
+             throw IoError("the data are gone");
+           }
+           states[rank] = to;
+         }});
+  });
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    EXPECT_EQ(message_of<IoError>(errors[rank]), "the data are gone");
+    EXPECT_TRUE(same_values(models[rank], small_model(rank + 5)));
+    EXPECT_EQ(states[rank], rank == 0 ? "first" : "second");
   }
 }
 

@@ -68,9 +68,9 @@ TEST(RunDirectory, KeepsTheNewestAndIgnoresOthers) {
   RunDirectory run(folder / "run");
   EXPECT_FALSE(fs::exists(folder / "run/checkpoint-00000007.tmp"));
   run.open_metrics(0);
-  const nn::HfDecoder model = small_model();
+  nn::HfDecoder model = small_model();
   for (const std::int64_t step : {1, 2, 10, 123456789}) {
-    run.save(step, model, NamedState(), {{"step", step}}, 2);
+    run.save(step, *model_of(model), NamedState(), {{"step", step}}, 2);
   }
   EXPECT_EQ(run.checkpoints(), (std::vector<std::int64_t>{10, 123456789}));
   EXPECT_EQ(run.training(10)["step"], 10);
@@ -80,10 +80,10 @@ TEST(RunDirectory, KeepsTheNewestAndIgnoresOthers) {
 TEST(RunDirectory, RestoresEveryBit) {
   const experiments::Scratch folder;
   RunDirectory run(folder / "run");
-  const nn::HfDecoder saved = small_model(1);
+  nn::HfDecoder saved = small_model(1);
   nn::HfDecoder restored = small_model(2);
-  run.save(3, saved, NamedState(), {}, 1);
-  run.read(3, restored).put_into(*restored.decoder);
+  run.save(3, *model_of(saved), NamedState(), {}, 1);
+  run.read(3, *model_of(restored)).put_into(*model_of(restored));
   const auto& from = saved.decoder->parameters();
   const auto& into = restored.decoder->parameters();
   for (std::size_t i = 0; i < from.size(); ++i) {
@@ -94,13 +94,14 @@ TEST(RunDirectory, RestoresEveryBit) {
 TEST(RunDirectory, RefusesAnotherModel) {
   const experiments::Scratch folder;
   RunDirectory run(folder / "run");
-  run.save(3, small_model(1), NamedState(), {}, 1);
-  const nn::HfDecoder doubles = small_model(1, at::kDouble);
-  EXPECT_THROW(run.read(3, doubles), ValueError);
-  const nn::HfDecoder wider = small_model(1, at::kFloat, {{"intermediate_size", 24}});
-  EXPECT_THROW(run.read(3, wider), ValueError);
-  const nn::HfDecoder other = small_model(1, at::kFloat, {{"rms_norm_eps", 1e-3}});
-  EXPECT_THROW(run.read(3, other), ValueError);
+  nn::HfDecoder saved = small_model(1);
+  run.save(3, *model_of(saved), NamedState(), {}, 1);
+  nn::HfDecoder doubles = small_model(1, at::kDouble);
+  nn::HfDecoder wider = small_model(1, at::kFloat, {{"intermediate_size", 24}});
+  nn::HfDecoder other = small_model(1, at::kFloat, {{"rms_norm_eps", 1e-3}});
+  for (nn::HfDecoder* model : {&doubles, &wider, &other}) {
+    EXPECT_THROW(run.read(3, *model_of(*model)), ValueError);
+  }
 }
 
 StepRecord record(std::int64_t step) {
@@ -127,6 +128,29 @@ TEST(Metrics, LinesAfterTheCheckpointComeAgain) {
   EXPECT_THROW(run.metrics(4), ValueError);
   run.append(record(3));
   EXPECT_EQ(run.metrics(4).back(), record(3));
+}
+
+TEST(Metrics, AreCompletedWhereTheirWriterWasLost) {
+  const experiments::Scratch folder;
+  const std::vector<StepRecord> all = {record(0), record(1), record(2)};
+  for (const std::int64_t count : {1, 2, 3, 4}) {
+    const std::string path = folder / std::to_string(count);
+    EXPECT_FALSE(RunDirectory::has_metrics(path));
+    {
+      RunDirectory lost(path);
+      lost.open_metrics(0);
+      for (std::int64_t step = 0; step < count; ++step) {
+        lost.append(record(step));
+      }
+    }
+    EXPECT_TRUE(RunDirectory::has_metrics(path));
+    RunDirectory next(path);
+    EXPECT_FALSE(next.complete_metrics({record(0), record(2), record(2)}));
+    EXPECT_EQ(next.complete_metrics(all), count >= 2);  // one step may be missing
+    EXPECT_EQ(next.metrics(std::max<std::int64_t>(1, count == 1 ? 1 : 3)).back(),
+              record(count == 1 ? 0 : 2));
+    EXPECT_THROW(next.metrics(4), ValueError);
+  }
 }
 
 TEST(Metrics, MustBeARuns) {
@@ -169,7 +193,8 @@ TEST(RunDirectory, ClearRemovesItsOwnFilesAlone) {
   RunDirectory run(folder / "run");
   run.open_metrics(0);
   run.append(record(0));
-  run.save(1, small_model(), NamedState(), {}, 1);
+  nn::HfDecoder model = small_model();
+  run.save(1, *model_of(model), NamedState(), {}, 1);
   write(folder / "run/notes.txt", "mine");
   run.clear();
   std::vector<std::string> names;

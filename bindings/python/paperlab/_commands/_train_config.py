@@ -51,6 +51,10 @@ def _patterns(value: Any) -> str | None:
     return None if value == [] or _texts(value) is None else "a list of texts"
 
 
+def _switch(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
 def _object(value: Any) -> str | None:
     return None if isinstance(value, dict) else "an object"
 
@@ -84,7 +88,7 @@ _FIELDS: dict[str, dict[str, tuple[Any, Check]]] = {
     "model": {
         "from": (None, _or_none(_text)),
         "config": (None, _or_none(_object)),
-        "init": ("normal", _choice("normal", "gpt_neox", "xavier")),
+        "init": ("normal", _choice("normal", "gpt_neox", "gpt2", "xavier")),
         "seed": (0, _whole(0, _MOST_SEED)),
         "dtype": ("float32", _choice("float32", "float64", "bfloat16")),
     },
@@ -116,6 +120,7 @@ _FIELDS: dict[str, dict[str, tuple[Any, Check]]] = {
         "accumulate": (1, _whole(1)),
         "checkpoint_every": (None, _or_none(_whole(1))),
         "keep": (2, _whole(1)),
+        "shard_optimizer": (False, _switch),
         "seed": (0, _whole(0, _MOST_SEED)),
     },
     "eval": {
@@ -132,7 +137,13 @@ _FIELDS: dict[str, dict[str, tuple[Any, Check]]] = {
 _OPTIONAL = {"eval": None, "licence": "unknown"}
 
 # What may change between the parts of a run.
-_CHANGEABLE = ("eval", "licence", "training.checkpoint_every", "training.keep")
+_CHANGEABLE = (
+    "eval",
+    "licence",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.shard_optimizer",
+)
 
 
 def read(path: Path, settings: Sequence[str]) -> Config:

@@ -5,7 +5,11 @@ import json
 import os
 from pathlib import Path
 
+from paperlab import _core, nn
 from paperlab._commands._train_config import Config
+from paperlab._commands._train_data import Texts, byte_tokenizer
+
+TOKENIZER = "tokenizer"  # a folder of the run
 
 
 def write(path: Path, text: str) -> None:
@@ -19,6 +23,27 @@ def write(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tokenizer(config: Config, out: Path, texts: Texts) -> None:
+    """Writes the files that checkpoints and the model copy, where there are none elsewhere."""
+    if config["data"]["tokenizer"] == "model":
+        return
+    folder = out / TOKENIZER
+    folder.mkdir(exist_ok=True)
+    if texts.tokens.tokenizer_path is None:
+        content = byte_tokenizer(texts.tokens.separator)
+        write(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False, indent=1))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    write(folder / "tokenizer_config.json", json.dumps(settings) + "\n")
+
+
+def set_tokenizer(model: nn.Decoder, config: Config, out: Path, texts: Texts) -> None:
+    """Says which files checkpoints and the model copy; one with a tokenizer of its own knows."""
+    if config["data"]["tokenizer"] != "model":
+        path = texts.tokens.tokenizer_path or out / TOKENIZER / "tokenizer.json"
+        files = [str(path), str(out / TOKENIZER / "tokenizer_config.json")]
+        _core.set_tokenizer_files(model.core, files)
 
 
 class Evaluations:

@@ -5,7 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import paperlab
-from paperlab import _core, data, nn, train
+from paperlab import data, nn, train
 from paperlab import eval as evaluation
 from paperlab._commands import (
     _line,
@@ -56,10 +56,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def follow(arguments: Sequence[str]) -> int:
     """Trains as one of the other processes of `--processes N`; returns the exit code."""
-    _train_processes.attach(arguments[:3])
-    options = _parser().parse(arguments[3:], "config")
-    config = _train_config.read(Path(options.config), options.set)
-    code = _line.run("train", lambda: _follow(options, config))
+    task = _train_processes.attach(arguments)
+    code = _line.run("train", lambda: _follow(task["source"], task["config"], Path(task["out"])))
     _train_processes.detach(code)
     return code
 
@@ -77,7 +75,7 @@ def _train(options: argparse.Namespace) -> None:
         return
     if _train_processes.is_follower():
         _train_processes.join()  # when the first has opened the texts
-        _follow(options, config)
+        _follow(options.config, config, out)
         return
     texts = _train_data.open_texts(options.config, config, print)
     run = {"schema": _SCHEMA, "version": paperlab.__version__, "config": config}
@@ -87,10 +85,10 @@ def _train(options: argparse.Namespace) -> None:
         "tokens": {name: texts.tokens.counts[name]["train"].tokens for name in texts.sampler.names},
     }
     model = _model(options.config, config, texts)
-    with _taken(out), tempfile.TemporaryDirectory(prefix="paperlab-train-") as folder:
+    with _taken(out):
         work = _Run(out, run, texts, model, options)
-        if config["data"]["tokenizer"] != "model":
-            _core.set_tokenizer_files(model.core, _tokenizer_files(Path(folder), texts))
+        _train_files.write_tokenizer(config, out, texts)
+        _train_files.set_tokenizer(model, config, out, texts)
         result = work.execute()
         model.save_pretrained(out / "model")
         _train_files.write(out / "model/README.md", _train_card.card(out, run, result))
@@ -113,11 +111,12 @@ def _check_processes(options: argparse.Namespace, config: Config) -> None:
         )
 
 
-def _follow(options: argparse.Namespace, config: Config) -> None:
-    """Trains with the first process, which reads and writes all files of the run."""
-    texts = _train_data.open_texts(options.config, config, lambda line: None)
-    model = _model(options.config, config, texts)
-    train.fit(model, texts.sampler, **_arguments_of_fit(config))
+def _follow(source: str, config: Config, out: Path) -> None:
+    """Trains with the first process, which writes the files of the run as long as it lives."""
+    texts = _train_data.open_texts(source, config, lambda line: None)
+    model = _model(source, config, texts)
+    _train_files.set_tokenizer(model, config, out, texts)
+    train.fit(model, texts.sampler, **_arguments_of_fit(config), out=out)
 
 
 def _arguments_of_fit(config: Config) -> Config:
@@ -169,8 +168,9 @@ def _taken(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and os.listdir(out) == [path.name]:
+            if made and set(os.listdir(out)) <= {path.name, _train_files.TOKENIZER}:
                 path.unlink()
+                shutil.rmtree(out / _train_files.TOKENIZER, ignore_errors=True)
                 for folder in made:
                     with contextlib.suppress(OSError):
                         folder.rmdir()
@@ -186,18 +186,6 @@ def _earlier(out: Path, run: Config, resume: str) -> bool:
         if before["data"].get(key) != run["data"][key]:
             raise ValueError(f"'{out}' holds a run on other data; --resume never begins anew")
     return True
-
-
-def _tokenizer_files(folder: Path, texts: _train_data.Texts) -> list[str]:
-    """The files that checkpoints and the model hold."""
-    path = texts.tokens.tokenizer_path
-    if path is None:
-        path = folder / "tokenizer.json"
-        content = _train_data.byte_tokenizer(texts.tokens.separator)
-        _train_files.write(path, json.dumps(content, ensure_ascii=False, indent=1))
-    settings = folder / "tokenizer_config.json"
-    _train_files.write(settings, json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n")
-    return [str(path), str(settings)]
 
 
 def _model(source: str, config: Config, texts: _train_data.Texts) -> nn.Decoder:
@@ -259,7 +247,6 @@ class _Run:
         self._texts, self._model = texts, model
         self._source, self._resume = options.config, options.resume
         self._processes = options.processes
-        self._words = [f"--config={options.config}", *(f"--set={word}" for word in options.set)]
         self._options: Config | None = self._config["eval"]
         self._held_out = texts.held_out(self._source, self._options, print) if self._options else {}
         self._prompt = self._prompt_ids()
@@ -281,7 +268,8 @@ class _Run:
     def execute(self) -> Config:
         """Trains to the end; the content of result.json."""
         try:
-            with _train_processes.followers(self._processes, self._words):
+            task = {"source": self._source, "config": self._config, "out": str(self._out)}
+            with _train_processes.followers(self._processes, task):
                 history = train.fit(
                     self._model,
                     _Batches(self._texts.sampler, self._before),

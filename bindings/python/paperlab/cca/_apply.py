@@ -26,7 +26,7 @@ def apply(
     `new_cache` and `generate` then keep core tokens and the last raw ones alone, however long the
     text is (boundary "exact" only; a cache that was made before is refused); under autocast in its
     dtype. Training, `eval` and `copy.deepcopy` go through it; `save_pretrained` writes the model as
-    it would be without.
+    it would be without, with the settings that its config.json had.
 
     Raises ValueError or TypeError if an option is not as for `attention`, or if a layer has a
     sliding window of its own that is shorter than the model's positions; nothing has changed then.
@@ -37,7 +37,11 @@ def apply(
 
 
 def remove(model: Model) -> Model:
-    """Undoes `apply`; the model then computes as before. Returns the model."""
+    """Undoes `apply`; the model then computes as before. Returns the model.
+
+    The settings of its config.json stay as they were read: if they name "paperlab_cca",
+    `save_pretrained` writes that too, and what it wrote is loaded with `apply` done.
+    """
     _core.cca_remove(_decoder("remove", model).core)
     return model
 

@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from paperlab.data import _store
 from paperlab.data._fetch import fetch
-from paperlab.data._recipes import SPLITS, Recipe, chosen_domains, is_bundled, recipe_named
+from paperlab.data._recipes import (
+    SPLITS,
+    Recipe,
+    chosen_domains,
+    is_bundled,
+    is_of_images,
+    recipe_named,
+)
 from paperlab.data._store import Record
 
 UInt8 = npt.NDArray[np.uint8]
@@ -98,11 +105,12 @@ class Corpus(_Stored, Mapping[str, Mapping[str, Documents]]):
 class Images(_Stored, Mapping[str, tuple[UInt8, UInt8]]):
     """Split -> (images uint8 [N, height, width], labels uint8 [N]), read-only, memory-mapped.
 
-    name, manifest, sha256 and paths as in Corpus.
+    name, manifest, sha256 and paths as in Corpus. folder: what C++ reads (data/images.h).
     """
 
     def __init__(self, folder: Path, recipe: Recipe, records: Mapping[str, Record]) -> None:
         super().__init__(folder, recipe, records)
+        self.folder = folder
         self._splits = {
             split: _open_images(path, split, count)
             for domain, path in self.paths.items()
@@ -119,7 +127,9 @@ class Images(_Stored, Mapping[str, tuple[UInt8, UInt8]]):
         return len(self._splits)
 
 
-def load(name: str, domains: Sequence[str] | None = None, *, cache: Path | None = None) -> Corpus:
+def load(
+    name: str, domains: Sequence[str] | None = None, *, cache: Path | str | None = None
+) -> Corpus:
     """The documents of a fetched recipe of text; domains in the recipe's order.
 
     name: a recipe. domains: some of its domains; None for all. cache: the folder; None for
@@ -132,10 +142,12 @@ def load(name: str, domains: Sequence[str] | None = None, *, cache: Path | None 
     return load_for("data.load", name, domains, cache)
 
 
-def load_for(function: str, name: str, domains: Sequence[str] | None, cache: Path | None) -> Corpus:
+def load_for(
+    function: str, name: str, domains: Sequence[str] | None, cache: Path | str | None
+) -> Corpus:
     """`load` for a function whose name the errors say."""
     recipe = recipe_named(function, name)
-    if _is_of_images(recipe):
+    if is_of_images(recipe):
         raise ValueError(f"{function}: {name} holds pictures; data.load_images reads it")
     chosen = chosen_domains(function, recipe, domains)
     if is_bundled(recipe):
@@ -143,26 +155,27 @@ def load_for(function: str, name: str, domains: Sequence[str] | None, cache: Pat
     return Corpus(*_stored_records(function, recipe, domains, cache))
 
 
-def load_images(name: str, *, cache: Path | None = None) -> Images:
-    """The pictures of a fetched recipe: fashion-mnist or digits. Errors as of `load`."""
+def load_images(name: str, *, cache: Path | str | None = None) -> Images:
+    """The pictures of a fetched recipe: fashion-mnist or digits. Errors as of `load`.
+
+    The recipe `sample-images` needs no fetch.
+    """
     recipe = recipe_named("data.load_images", name)
-    if not _is_of_images(recipe):
+    if not is_of_images(recipe):
         raise ValueError(f"data.load_images: {name} holds text; data.load reads it")
+    if is_bundled(recipe):
+        fetch(name, cache=cache)
     folder, recipe, records = _stored_records("data.load_images", recipe, None, cache)
     for reason in (record["missing"] for record in records.values() if "missing" in record):
         raise FileNotFoundError(f"data.load_images: {name} could not be fetched: {reason}")
     return Images(folder, recipe, records)
 
 
-def _is_of_images(recipe: Recipe) -> bool:
-    return "images" in recipe.domains
-
-
 def _stored_records(
-    function: str, recipe: Recipe, domains: Sequence[str] | None, cache: Path | None
+    function: str, recipe: Recipe, domains: Sequence[str] | None, cache: Path | str | None
 ) -> tuple[Path, Recipe, dict[str, Record]]:
     """Folder and records of the domains, each of which is stored whole or known as missing."""
-    folder = _store.recipe_folder(_store.cache_folder() if cache is None else cache, recipe)
+    folder = _store.recipe_folder(_store.cache_folder() if cache is None else Path(cache), recipe)
     records = _store.read_manifest(folder)
     chosen = chosen_domains(function, recipe, domains)
     for domain in chosen:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
 
 from paperlab.data._html import html_to_text
 from paperlab.data._recipes import ENGLISH_WORDS, TRAIN_SHARE, VALID_SHARE, Domain
@@ -74,3 +75,9 @@ def split_of(document: bytes) -> str:
     if number < TRAIN_SHARE:
         return "train"
     return "valid" if number < TRAIN_SHARE + VALID_SHARE else "test"
+
+
+def bundled_parts(text: str) -> Iterator[tuple[str, str]]:
+    """What a file that comes with the package holds: a line `==== WORD` before each part."""
+    words = re.split(r"^==== (\w+)\n", text, flags=re.MULTILINE)
+    yield from zip(words[1::2], (part.strip("\n") + "\n" for part in words[2::2]), strict=True)

@@ -2,14 +2,19 @@
 
 import contextlib
 import importlib.resources
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paperlab.data import _store
-from paperlab.data._documents import DroppedError, normalized_hash, read_document, split_of
-from paperlab.data._images import read_digits, read_idx
+from paperlab.data._documents import (
+    DroppedError,
+    bundled_parts,
+    normalized_hash,
+    read_document,
+    split_of,
+)
+from paperlab.data._images import read_digits, read_glyphs, read_idx
 from paperlab.data._packages import (
     DamagedPackageError,
     DebFile,
@@ -27,7 +32,7 @@ def fetch(
     name: str,
     domains: Sequence[str] | None = None,
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     notice: Notice | None = None,
 ) -> dict[str, str]:
     """Fetches and stores what is not there yet; returns the missing domains with their reasons.
@@ -42,7 +47,7 @@ def fetch(
     say: Notice = notice or (lambda line: None)
     recipe = recipe_named("data.fetch", name)
     wanted = chosen_domains("data.fetch", recipe, domains)
-    cache = _store.cache_folder() if cache is None else cache
+    cache = _store.cache_folder() if cache is None else Path(cache)
     folder = _store.recipe_folder(cache, recipe)
     if all(_store.is_current(folder, recipe, domain, _records(folder)) for domain in wanted):
         return {}
@@ -95,6 +100,8 @@ def _write(domain: Domain, debs: Sequence[DebFile], folder: Path) -> Record:
         return _store.write_images(folder, read_idx(_contents(debs, domain)))
     if domain.reader == "digits":
         return _store.write_images(folder, read_digits(_contents(debs, domain)))
+    if domain.reader == "drawn":
+        return _store.write_images(folder, read_glyphs(_bundled_text(domain.files)))
     if domain.reader == "bundled":
         return _store.write_texts(folder, _bundled(domain.files))
     splits, dropped = _documents(debs, domain)
@@ -141,13 +148,12 @@ def _documents(
 
 def _bundled(name: str) -> dict[str, list[bytes]]:
     """The documents of a file that comes with the package: a line `==== SPLIT` before each."""
-    source = importlib.resources.files("paperlab.data").joinpath("sample", name)
     splits: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    for split, document in _parts(source.read_text(encoding="utf-8")):
+    for split, document in bundled_parts(_bundled_text(name)):
         splits[split].append(document.encode())
     return splits
 
 
-def _parts(text: str) -> Iterator[tuple[str, str]]:
-    words = re.split(r"^==== (\w+)\n", text, flags=re.MULTILINE)
-    yield from zip(words[1::2], (part.strip("\n") + "\n" for part in words[2::2]), strict=True)
+def _bundled_text(name: str) -> str:
+    source = importlib.resources.files("paperlab.data").joinpath("sample", name)
+    return source.read_text(encoding="utf-8")

@@ -1,18 +1,18 @@
-"""Pictures: the idx files of Fashion-MNIST and scikit-learn's table of digits."""
+"""Pictures: idx files of Fashion-MNIST, scikit-learn's table of digits, drawn digits for tests."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from paperlab.data._documents import split_of
+from paperlab.data._documents import bundled_parts, split_of
 from paperlab.data._packages import PackageError
 from paperlab.data._recipes import SPLITS
 
 UInt8 = npt.NDArray[np.uint8]
 Splits = dict[str, tuple[UInt8, UInt8]]
 
-_DIGIT_PIXELS, _DIGIT_MAX, _NUM_CLASSES = 64, 16, 10
+_DIGIT_SIZE, _DIGIT_PIXELS, _DIGIT_MAX, _NUM_CLASSES = 8, 64, 16, 10
 
 
 def read_idx(files: Mapping[str, bytes]) -> Splits:
@@ -61,4 +61,25 @@ def read_digits(files: Mapping[str, bytes]) -> Splits:
     return {
         split: (images[of_row == split], labels[of_row == split].astype(np.uint8))
         for split in SPLITS
+    }
+
+
+def read_glyphs(text: str) -> Splits:
+    """Pictures as of `read_digits`: each drawing at every place; every third is for testing.
+
+    text: parts `==== LABEL` of rows of '.' and '#', at most 8 x 8.
+    """
+    images, labels = [], []
+    for label, drawing in bundled_parts(text):
+        glyph = np.array([[mark == "#" for mark in row] for row in drawing.split()])
+        height, width = glyph.shape
+        for top, left in np.ndindex(_DIGIT_SIZE - height + 1, _DIGIT_SIZE - width + 1):
+            image = np.zeros((_DIGIT_SIZE, _DIGIT_SIZE), np.uint8)
+            image[top : top + height, left : left + width] = glyph * _DIGIT_MAX
+            images.append(image)
+            labels.append(int(label))
+    is_test = np.arange(len(labels)) % 3 == 2
+    return {
+        split: (np.array(images)[mask], np.array(labels, np.uint8)[mask])
+        for split, mask in (("train", ~is_test), ("test", is_test))
     }

@@ -29,7 +29,7 @@ class Domain:
 
     packages: tuple[Package, ...]
     files: str
-    reader: Literal["text", "roff", "html", "idx", "digits", "bundled"] = "text"
+    reader: Literal["text", "roff", "html", "idx", "digits", "bundled", "drawn"] = "text"
     min_bytes: int = 400
     max_bytes: int = 1 << 24
     encodings: tuple[str, ...] = ()  # tried in order on what is not UTF-8 and declares nothing
@@ -188,15 +188,34 @@ _SAMPLE = Recipe(
     },
 )
 
+_SAMPLE_IMAGES = Recipe(
+    "sample-images",
+    "180 drawn digits, 8 x 8, that come with paperlab, for tests; nothing is fetched",
+    {"images": Domain((), "digits.glyphs", "drawn")},
+)
+
 RECIPES = {
     recipe.name: recipe
-    for recipe in (_MANUAL_PAGES, _CODE, _BOOKS, _FASHION_MNIST, _DIGITS, _SAMPLE)
+    for recipe in (
+        _MANUAL_PAGES,
+        _CODE,
+        _BOOKS,
+        _FASHION_MNIST,
+        _DIGITS,
+        _SAMPLE,
+        _SAMPLE_IMAGES,
+    )
 }
 
 
 def is_bundled(recipe: Recipe) -> bool:
     """Whether it comes with the package, so that nothing is fetched."""
-    return all(domain.reader == "bundled" for domain in recipe.domains.values())
+    return not any(domain.packages for domain in recipe.domains.values())
+
+
+def is_of_images(recipe: Recipe) -> bool:
+    """Whether it holds pictures with labels, not text."""
+    return "images" in recipe.domains
 
 
 class UnknownNameError(ValueError):

@@ -11,6 +11,7 @@
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,16 @@ __all__ = ["Model", "Request", "register"]
 
 _NEW_TOKENS = 256
 _KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
-_OTHER_NAMES = ("max_new_tokens", "max_tokens", "max_completion_tokens")  # for max_gen_toks
+# Of new tokens, the first that is given counts.
+_MOST_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+# Settings with the values that change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "repetition_penalty": (1.0,),
+    "top_k": (None, 0),
+    "use_cache": (True, False),
+}
 
 
 class Request(Protocol):
@@ -49,7 +59,8 @@ class Model:
     tokenizer.json unless `tokenizer` (of tokenizers, or a fast one of transformers) is given.
     dtype: of a directory's parameters; None or "auto": the files' own. device: where it computes.
     max_length: tokens that are read at most, by default what the model can. add_bos_token: whether
-    the tokenizer puts its special tokens before a text; prefix_token_id: what comes before a text
+    the tokenizer puts its special tokens (as tokenizer.json has them) before a text; by default it
+    does unless the text begins with `prefix_token_id`. prefix_token_id: what comes before a text
     that has no context, by default the model's bos token, else its end token. max_gen_toks: new
     tokens where a request names no number. batch_size and max_batch_size are taken for lm_eval's
     sake: requests are computed one by one, so they change no bit.
@@ -63,7 +74,7 @@ class Model:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | int | None = None,
         max_length: int | None = None,
-        add_bos_token: bool = False,
+        add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         max_gen_toks: int = _NEW_TOKENS,
         batch_size: int | str | None = None,
@@ -83,7 +94,9 @@ class Model:
             "lm_eval", "max_length", min(most, 2**31) if max_length is None else max_length, 1, most
         )
         self.max_gen_toks = _arguments.integer("lm_eval", "max_gen_toks", max_gen_toks, 1, 2**31)
-        self.add_bos_token = _arguments.boolean("lm_eval", "add_bos_token", add_bos_token)
+        if add_bos_token is not None:
+            add_bos_token = _arguments.boolean("lm_eval", "add_bos_token", add_bos_token)
+        self.add_bos_token = add_bos_token
         self._ends = list(self.model.core.eos_token_ids)
         self._prefix = prefix_token_id
         _tokenizer.check_vocabulary(self._tokens, self.model.vocab_size, self._ends)
@@ -111,14 +124,17 @@ class Model:
     ) -> list[float]:
         """Returns ln p(text) in nats: every token is scored once.
 
-        args: (text,). A window reads `max_length` tokens; the first begins with `prefix_token_id`,
-        each other one with the last token of the one before, and the last one has a full window's
-        context.
+        args: (text,). A window reads `max_length` tokens; the first begins with `prefix_token_id`
+        (once, also where the tokenizer puts it before a text), each other one with the last token
+        of the one before, and the last one has a full window's context.
         """
         results = []
         for request in requests:
             (text,) = _texts(request, 1, "loglikelihood_rolling")
-            windows = self._windows(self.encode(text))
+            tokens = self.encode(text)
+            if tokens[:1] == [self._first()]:  # it is read, not scored
+                del tokens[0]
+            windows = self._windows(tokens)
             results.append(sum((self._score(window)[0] for window in windows), 0.0))
             self._remember("loglikelihood_rolling", request, results[-1])
         return results
@@ -128,13 +144,17 @@ class Model:
 
         args: (context, settings) with `until` (a str or several), `max_gen_toks`, `do_sample`,
         `temperature` and `top_p`; greedy unless do_sample or a temperature > 0 is given. A context
-        that leaves no room for `max_gen_toks` loses its first tokens. An end token ends too.
-        Raises ValueError for other settings.
+        that leaves no room for `max_gen_toks` loses its first tokens. An end token ends too, and a
+        special token whose text is in `until`. Draws are a function of the request and of how often
+        it came before in the same call. Raises ValueError for other settings.
         """
         results = []
+        times: Counter[str] = Counter()
         for request in requests:
             (context, settings) = request.args
-            results.append(self._continue(context, dict(settings)))
+            key = repr((context, settings))
+            results.append(self._continue(context, dict(settings), times[key]))
+            times[key] += 1
             self._remember("generate_until", request, results[-1])
         return results
 
@@ -150,10 +170,8 @@ class Model:
     @property
     def prefix_token_id(self) -> int:
         """The token before a text that has no context."""
-        if self._prefix is not None:
-            return self._prefix
-        first = self.model.config.get("bos_token_id")
-        return first if isinstance(first, int) else self.eot_token_id
+        first = self._first()
+        return self.eot_token_id if first is None else first
 
     @property
     def tokenizer_name(self) -> str:
@@ -188,7 +206,12 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
-        ids: list[int] = self._tokens.encode(text, add_special_tokens=self.add_bos_token).ids
+        has_special = self.add_bos_token
+        if has_special is None:
+            first = self._first()
+            start = "" if first is None else self._decode([first], is_whole=True)
+            has_special = not (start and text.startswith(start))
+        ids: list[int] = self._tokens.encode(text, add_special_tokens=has_special).ids
         return ids
 
     # How it computes.
@@ -239,33 +262,47 @@ class Model:
         log_p = torch.log_softmax(rows, -1).gather(1, wanted[:, None])
         return float(log_p.double().sum()), bool((rows.argmax(-1) == wanted).all())
 
-    def _continue(self, context: str, settings: dict[str, Any]) -> str:
+    def _continue(self, context: str, settings: dict[str, Any], seed: int) -> str:
         stops, num_new, (temperature, top_p) = self._settings(settings)
         tokens = self.encode(context)[-(self.max_length - num_new) :] or [self.prefix_token_id]
         new: list[int] = []
 
         def goes_on(step: torch.Tensor) -> bool:
             new.append(int(step[0]))
-            text = self._decode(new) if stops else ""
+            text = self._decode(new, is_whole=True) if stops else ""
             return not any(stop in text for stop in stops)
 
         self.model.generate(
-            [tokens], num_new, temperature=temperature, top_p=top_p, on_tokens=goes_on
+            [tokens],
+            num_new,
+            attention_mask=torch.ones(1, len(tokens)),  # a padding token of a text is text
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_tokens=goes_on,
         )
         text = self._decode([token for token in new if token not in self._ends])
         for stop in stops:
             text = text.partition(stop)[0]
         return text
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokens.decode(tokens, skip_special_tokens=True)
+    def _decode(self, tokens: list[int], *, is_whole: bool = False) -> str:
+        """The text of tokens, with that of special ones if `is_whole`."""
+        text: str = self._tokens.decode(tokens, skip_special_tokens=not is_whole)
         return text
+
+    def _first(self) -> int | None:
+        """`prefix_token_id`, if there is one."""
+        known = (self._prefix, self.model.config.get("bos_token_id"), *self._ends)
+        return next((token for token in known if isinstance(token, int)), None)
 
     def _settings(self, settings: dict[str, Any]) -> tuple[list[str], int, tuple[float, float]]:
         """Strings that end a text, new tokens at most, temperature and top_p."""
-        for name in _OTHER_NAMES:
-            if name in settings:
-                settings.setdefault("max_gen_toks", settings.pop(name))
+        given = [settings.pop(name, None) for name in _MOST_NAMES]
+        most = next((number for number in given if number is not None), self.max_gen_toks)
+        for name, values in _NEUTRAL.items():
+            if name in settings and settings[name] in values:
+                del settings[name]
         unknown = sorted({*settings} - {*_KNOWN})
         if unknown:
             raise ValueError(
@@ -273,13 +310,7 @@ class Model:
             )
         until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
-        num_new = _arguments.integer(
-            "generate_until",
-            "max_gen_toks",
-            settings.get("max_gen_toks", self.max_gen_toks),
-            1,
-            2**31,
-        )
+        num_new = _arguments.integer("generate_until", "max_gen_toks", most, 1, 2**31)
         if num_new >= self.max_length:
             raise ValueError(
                 f"generate_until: max_gen_toks must be less than the {self.max_length} tokens that "

@@ -1,4 +1,4 @@
-"""Low-rank adapters of a decoder's linear layers, in files as the package peft has them.
+"""Low-rank adapters of a model's linear layers, in files as the package peft has them.
 
     model = paperlab.nn.load("DIR")
     adapter = paperlab.lora.attach(model, r=8, alpha=16, target_modules=["q_proj", "v_proj"])

@@ -10,13 +10,14 @@ import torch
 
 from paperlab import _arguments, io
 from paperlab._module import CppModule
-from paperlab.lora import _settings
+from paperlab.lora import _names, _saved, _settings
 from paperlab.lora._layer import Layer, Matrix, computing, initial, new_layer
+from paperlab.lora._saved import PREFIX as _PREFIX
+from paperlab.lora._saved import TYPES as _TYPES
+from paperlab.lora._saved import Saved
 from paperlab.lora._settings import Settings
 
 WEIGHTS = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
 
 
 class Adapter:
@@ -27,6 +28,9 @@ class Adapter:
         self.config = dict(config)  #: Of adapter_config.json.
         self.is_merged = False
         self._layers: dict[str, Layer] = {}
+        self._stored: dict[str, str] = {}  # a layer's name in the adapter's files
+        self._with_base: set[str] = set()  # of these, the files have the base's matrix too
+        self._saved = Saved({})
         self._were_trained: list[torch.nn.Parameter] = []
 
     @property
@@ -35,8 +39,9 @@ class Adapter:
         return list(self._layers)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of each layer: [r, in] and [out, r]."""
-        return [x for layer in self._layers.values() for x in (layer.a, layer.b)]
+        """A and B of each layer, [r, in] and [out, r], and those of modules_to_save."""
+        low = [x for layer in self._layers.values() for x in (layer.a, layer.b)]
+        return [*low, *self._saved.parameters.values()]
 
 
 _adapters: WeakKeyDictionary[torch.nn.Module, Adapter] = WeakKeyDictionary()
@@ -52,6 +57,7 @@ def attach(
     use_rslora: bool = False,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    modules_to_save: Sequence[str] | None = None,
     seed: int = 0,
     dtype: torch.dtype | str | None = None,
 ) -> Adapter:
@@ -63,19 +69,23 @@ def attach(
     model: what `nn.load` returns. target_modules: ends of names of linear layers (`q_proj`,
     `layers.0.mlp.up_proj`), or a regular expression of whole names, or "all-linear": all but the
     head; by default the queries' and values'. rank_pattern, alpha_pattern: r and alpha by regular
-    expressions of ends of names. dropout: of the adapter's input while the model trains. dtype: of
-    A and B; by default the model's, float32 for bfloat16 and float16.
+    expressions of ends of names. dropout: of the adapter's input while the model trains.
+    modules_to_save: ends of names of modules that are trained and saved whole (`classifier`).
+    dtype: of A and B; by default the model's, float32 for bfloat16 and float16. The names of a ViT
+    are those of its files, or those of transformers 5 (`layers.0.attention.q_proj`) if they alone
+    fit, and the head of GPT-NeoX is embed_out or lm_head; `save` writes the adapter under these.
 
     A torch loop trains it (`train.fit` has the model's own parameters alone); copies of the model
-    by `copy.deepcopy` and `save_pretrained` have the base alone. Raises ValueError or TypeError,
-    naming the argument and before any change, if one is not as above or the model has an adapter.
+    by `copy.deepcopy` and `save_pretrained` have the base alone, with modules_to_save as they are.
+    Raises ValueError or TypeError, naming the argument and before any change, if one is not as
+    above or the model has an adapter.
     """
     _check_model("attach", model)
     config = model.config
     if target_modules is None:
         target_modules = _settings.default_targets(config.get("model_type"))
     settings = _settings.from_arguments(
-        r, alpha, target_modules, dropout, use_rslora, rank_pattern, alpha_pattern
+        r, alpha, target_modules, dropout, use_rslora, rank_pattern, alpha_pattern, modules_to_save
     )
     number = _arguments.integer("attach", "seed", seed, 0, 2**64 - 1)
     wanted = None if dtype is None else _dtype("attach", dtype)
@@ -85,12 +95,19 @@ def attach(
             settings, config, _settings.path_of(getattr(model._core, "path", None))
         ),
     )
+    adapter._stored = _names.chosen(model, settings)
     matrices = {}
-    for name in settings.targets("attach", model.linear_names()):
+    for name, stored in adapter._stored.items():
         weight = new_layer("attach", model, name).weight()
         kind = wanted or computing(weight.dtype)
-        matrices[name] = initial(weight, name, settings.rank(name), number, kind)
-    _put("attach", model, adapter, matrices)
+        matrices[name] = initial(weight, name, settings.rank(stored), number, kind)
+    adapter._saved = _saved.of("attach", model, settings.modules_to_save, list(adapter._stored))
+    if settings.modules_to_save and not adapter._saved.parameters:
+        raise ValueError(
+            "attach: modules_to_save must name modules of the model, got "
+            f"{list(settings.modules_to_save)!a:.60}"
+        )
+    _put("attach", model, adapter, matrices, {})
     return adapter
 
 
@@ -104,8 +121,11 @@ def load(
 
     directory: adapter_config.json (peft_type LORA) and adapter_model.safetensors with
     `base_model.model.<layer>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]. Read are r,
-    lora_alpha, target_modules, lora_dropout, use_rslora, rank_pattern and alpha_pattern; a setting
-    that would change the numbers and is not known (modules_to_save, use_dora, ...) is refused.
+    lora_alpha, target_modules, lora_dropout, use_rslora, rank_pattern, alpha_pattern and
+    modules_to_save, whose parameters get the file's values until `detach`; a setting that would
+    change the numbers and is not known (use_dora, layers_to_transform, ...) is refused, as are
+    regular expressions with back-references and those that would take long. The names of a ViT
+    may be those of transformers 4 or 5.
     dtype: of A and B; None: the file's, with products in float32 for bfloat16 and float16.
 
     Raises OSError if a file is missing, ValueError naming the file and the setting or tensor: what
@@ -119,15 +139,27 @@ def load(
     if not path.is_file() and (folder / "adapter_model.bin").is_file():
         raise ValueError(f"{folder / 'adapter_model.bin'}: pickled; save it as {WEIGHTS}")
     tensors = io.load_file(path)
-    names = settings.targets(str(folder / _settings.CONFIG), model.linear_names())
-    matrices = {name: _read(path, model, settings, name, tensors) for name in names}
+    names = _names.stored(model, tensors)
+    targets = settings.targets(str(folder / _settings.CONFIG), list(names))
+    stored = {names[target]: target for target in targets}
+    matrices = {
+        name: _read(path, new_layer("load", model, name), settings, target, tensors)
+        for name, target in stored.items()
+    }
+    source = str(folder / _settings.CONFIG)
+    saved = _saved.of(source, model, settings.modules_to_save, list(stored))
+    values = _saved.take(path, saved, tensors)
+    with_base = {
+        name for name, target in stored.items() if _take_base(path, model, name, target, tensors)
+    }
     if tensors:
         shown = ", ".join(repr(name) for name in sorted(tensors)[:4])
         raise ValueError(f"{path}: no layer of target_modules has the tensors {shown}")
     adapter = Adapter(settings, config)
+    adapter._stored, adapter._with_base, adapter._saved = stored, with_base, saved
     for name, (a, b) in matrices.items():
         matrices[name] = (a.to(wanted or a.dtype), b.to(wanted or b.dtype))
-    _put("load", model, adapter, matrices)
+    _put("load", model, adapter, matrices, values)
     return adapter
 
 
@@ -143,10 +175,16 @@ def save(model: CppModule, directory: str | os.PathLike[str]) -> None:
     tensors = {}
     for name, layer in adapter._layers.items():
         for letter, matrix in (("A", layer.a), ("B", layer.b)):
-            key = f"{_PREFIX}{name}.lora_{letter}.weight"
+            key = f"{_PREFIX}{adapter._stored[name]}.lora_{letter}.weight"
             if matrix.isnan().any():
                 raise ValueError(f"save: {key} must hold numbers, got NaN")
             tensors[key] = matrix.detach()
+        if name in adapter._with_base:
+            tensors[f"{_PREFIX}{adapter._stored[name]}.base_layer.weight"] = layer.base_weight()
+    for key, value in adapter._saved.tensors().items():
+        if value.isnan().any():
+            raise ValueError(f"save: {key} must hold numbers, got NaN")
+        tensors[key] = value
     folder.mkdir(parents=True, exist_ok=True)
     io.save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     temporary = folder / f"{_settings.CONFIG}.tmp"
@@ -213,6 +251,10 @@ def detach(model: CppModule, *, keep_merged: bool = False) -> None:
         del layer.place.lora_A, layer.place.lora_B
         if layer.is_tied:
             _remove_empty(model, name)
+    if not keep_merged:
+        adapter._saved.restore()
+    for parameter in adapter._saved.parameters.values():
+        parameter.requires_grad_(False)
     for parameter in adapter._were_trained:
         parameter.requires_grad_(True)
     del _adapters[model]
@@ -251,10 +293,10 @@ def _dtype(function: str, dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _read(
-    path: Path, model: CppModule, settings: Settings, name: str, tensors: dict[str, torch.Tensor]
+    path: Path, layer: Layer, settings: Settings, name: str, tensors: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Takes A and B out of the file's tensors."""
-    weight = new_layer("load", model, name).weight()
+    weight = layer.weight()
     rank = settings.rank(name)
     matrices = []
     for letter, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
@@ -270,17 +312,21 @@ def _read(
         if matrix.isnan().any():
             raise ValueError(f"{path}: tensor {key!r} holds NaN")
         matrices.append(matrix)
-    # peft adds the base of an adapted head.
-    base = tensors.pop(f"{_PREFIX}{name}.base_layer.weight", None)
-    if base is not None and not torch.equal(base.to(weight), weight.detach()):
-        raise ValueError(
-            f"{path}: tensor '{_PREFIX}{name}.base_layer.weight' must be the model's own weight, "
-            "got another one"
-        )
     return matrices[0], matrices[1]
 
 
-_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+def _take_base(
+    path: Path, model: CppModule, name: str, stored: str, tensors: dict[str, torch.Tensor]
+) -> bool:
+    """Whether the file has the base's matrix too, as peft adds that of an adapted head."""
+    key = f"{_PREFIX}{stored}.base_layer.weight"
+    base = tensors.pop(key, None)
+    if base is None:
+        return False
+    weight = new_layer("load", model, name).base_weight()
+    if base.shape != weight.shape or not torch.equal(base.to(weight), weight):
+        raise ValueError(f"{path}: tensor '{key}' must be the model's own weight, got another one")
+    return True
 
 
 def _put(
@@ -288,6 +334,7 @@ def _put(
     model: CppModule,
     adapter: Adapter,
     matrices: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    values: Mapping[str, torch.Tensor],
 ) -> None:
     model.bind()
     adapter._were_trained = [p for p in model.parameters() if p.requires_grad]
@@ -298,13 +345,14 @@ def _put(
         layer = new_layer(function, model, name)
         if layer.is_tied:
             _add(model, name, layer.place)
-        layer.scaling = adapter.settings.scaling(name)
+        layer.scaling = adapter.settings.scaling(adapter._stored[name])
         layer.dropout = adapter.settings.dropout
         layer.place.lora_A = Matrix(a.to(device))
         layer.place.lora_B = Matrix(b.to(device))
         layer.place.train(model.training)
         adapter._layers[name] = layer
         model.replace_linear(name, layer)
+    adapter._saved.put(values)
     _adapters[model] = adapter
 
 

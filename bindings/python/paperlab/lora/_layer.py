@@ -49,6 +49,15 @@ class Layer:
         stored: torch.Tensor = self.base.weight  # type: ignore[assignment]
         return stored.t() if self.is_transposed else stored
 
+    def base_weight(self) -> torch.Tensor:
+        """The base's matrix as the model stores it, without what was merged."""
+        stored: torch.Tensor = self.base.weight  # type: ignore[assignment]
+        return (
+            stored.detach()
+            if self.kept is None
+            else (self.kept.t() if self.is_transposed else self.kept)
+        )
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T + b + scaling (x A^T) B^T, in x's dtype; the sum is rounded once."""
         bias: torch.Tensor | None = getattr(self.base, "bias", None)

@@ -5,16 +5,18 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paperlab import _arguments
+from paperlab.lora import _expressions
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 
 _MOST_BYTES = 10 << 20
+_MOST_LETTERS = 1 << 18  # of all keys of rank_pattern or alpha_pattern
 
 # Keys that say nothing of the numbers.
 _NOTES = {
@@ -51,14 +53,20 @@ class Settings:
     use_rslora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    modules_to_save: tuple[str, ...]
+    _matcher: _expressions.Matcher = field(
+        default_factory=_expressions.Matcher, compare=False, repr=False
+    )
 
     def rank(self, name: str) -> int:
         """The rank of the layer `name`."""
-        return int(_matched(self.rank_pattern, name, self.r))
+        key = self._matcher.first("rank", self.rank_pattern, name)
+        return self.r if key is None else self.rank_pattern[key]
 
     def scaling(self, name: str) -> float:
         """What multiplies B A of the layer `name`."""
-        alpha = float(_matched(self.alpha_pattern, name, self.alpha))
+        key = self._matcher.first("alpha", self.alpha_pattern, name)
+        alpha = self.alpha if key is None else self.alpha_pattern[key]
         rank = self.rank(name)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -69,17 +77,18 @@ class Settings:
             has_head = not re.search(r"\.\d+\.", names[-1])  # a head is in no block
             chosen = list(names[:-1] if has_head else names)
         elif isinstance(wanted, str):
-            chosen = [name for name in names if re.fullmatch(wanted, name)]
+            chosen = [name for name in names if self._matcher.fullmatch(wanted, name)]
         else:
-            chosen = [
-                name for name in names if any(name == w or name.endswith(f".{w}") for w in wanted)
-            ]
-            for w in wanted:
-                if not any(name == w or name.endswith(f".{w}") for name in chosen):
+            ends = dict.fromkeys(wanted)
+            for w in ends:
+                if not any(name == w or name.endswith(f".{w}") for name in names):
                     raise ValueError(
                         f"{source}: target_modules must name linear layers of the model "
                         f"({_leaves(names)}), got {w!a:.60}"
                     )
+            chosen = [
+                name for name in names if any(name == w or name.endswith(f".{w}") for w in ends)
+            ]
         if not chosen:
             raise ValueError(
                 f"{source}: target_modules must match a linear layer of the model "
@@ -101,6 +110,7 @@ def from_arguments(
     use_rslora: bool,
     rank_pattern: Mapping[str, int] | None,
     alpha_pattern: Mapping[str, float] | None,
+    modules_to_save: Sequence[str] | None,
 ) -> Settings:
     """The arguments of `attach`; ValueError or TypeError naming one that is wrong."""
     return _checked(
@@ -113,6 +123,7 @@ def from_arguments(
             "use_rslora": use_rslora,
             "rank_pattern": rank_pattern,
             "alpha_pattern": alpha_pattern,
+            "modules_to_save": modules_to_save,
         },
         {"lora_alpha": "alpha", "lora_dropout": "dropout"},
     )
@@ -134,13 +145,13 @@ def as_config(settings: Settings, model: Mapping[str, Any], base: str | None) ->
         "layers_to_transform": None,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": settings.dropout,
-        "modules_to_save": None,
+        "modules_to_save": list(settings.modules_to_save) or None,
         "peft_type": "LORA",
         "r": settings.r,
         "rank_pattern": dict(settings.rank_pattern),
         "revision": None,
         "target_modules": targets if isinstance(targets, str) else list(targets),
-        "task_type": _task(model),
+        "task_type": _task(model, settings),
         "use_rslora": settings.use_rslora,
     }
 
@@ -172,6 +183,7 @@ def read(directory: Path, model: Mapping[str, Any]) -> tuple[Settings, dict[str,
         "use_rslora": False,
         "rank_pattern": {},
         "alpha_pattern": {},
+        "modules_to_save": None,
     } | {key: config[key] for key in _READ if key in config}
     if values.get("target_modules") is None:
         values["target_modules"] = default_targets(model.get("model_type"))
@@ -186,6 +198,7 @@ _READ = (
     "use_rslora",
     "rank_pattern",
     "alpha_pattern",
+    "modules_to_save",
 )
 
 
@@ -231,12 +244,14 @@ def _checked(source: str, values: Mapping[str, Any], shown: Mapping[str, str]) -
             key: _arguments.real(function, f"alpha_pattern[{key!r:.60}]", value)
             for key, value in _pattern(function, "alpha_pattern", values["alpha_pattern"]).items()
         },
+        modules_to_save=_modules(function, values["modules_to_save"]),
+        _matcher=_expressions.Matcher(source),
     )
 
 
 def _target_modules(function: str, value: object) -> str | tuple[str, ...]:
     if isinstance(value, str):
-        _check_regex(function, "target_modules", value)
+        _check_regex(function, "target_modules", value, is_whole=True)
         return value
     is_list = isinstance(value, list | tuple | set | frozenset)
     if not is_list or not all(isinstance(x, str) for x in value):  # type: ignore[attr-defined]
@@ -249,6 +264,15 @@ def _target_modules(function: str, value: object) -> str | tuple[str, ...]:
     return tuple(names)
 
 
+def _modules(function: str, value: object) -> tuple[str, ...]:
+    is_list = isinstance(value, list | tuple | set | frozenset)
+    if value is not None and not (is_list and all(isinstance(x, str) and x for x in value)):  # type: ignore[attr-defined]
+        raise _arguments.ArgumentTypeError(
+            f"{function}: modules_to_save must be a list of str or None, got {value!a:.60}"
+        )
+    return tuple(value or ())  # type: ignore[arg-type]
+
+
 def _pattern(function: str, key: str, value: object) -> Mapping[str, Any]:
     if value is None:
         return {}
@@ -256,37 +280,36 @@ def _pattern(function: str, key: str, value: object) -> Mapping[str, Any]:
         raise _arguments.ArgumentTypeError(
             f"{function}: {key} must map patterns to numbers, got {value!a:.60}"
         )
+    num_letters = sum(len(pattern) for pattern in value)
+    if num_letters > _MOST_LETTERS:
+        raise ValueError(
+            f"{function}: {key} must have at most {_MOST_LETTERS} letters, got {num_letters}"
+        )
     for pattern in value:
-        _check_regex(function, key, pattern)
+        _check_regex(function, key, pattern, is_whole=False)
     return value
 
 
-def _check_regex(function: str, key: str, pattern: str) -> None:
+def _check_regex(function: str, key: str, pattern: str, *, is_whole: bool) -> None:
     try:
-        re.compile(pattern)
-        re.compile(rf"(.*\.)?({pattern})$")  # as _matched() does
-    except (re.error, OverflowError, RecursionError) as error:
+        _expressions.check(pattern, is_whole=is_whole)
+    except ValueError as error:
         raise ValueError(
             f"{function}: {key} must hold regular expressions, got {pattern!a:.60}: {error}"
         ) from None
-
-
-def _matched(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
-    """The value of the first key that is a regular expression of the end of the name."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
 
 
 def _leaves(names: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
-def _task(model: Mapping[str, Any]) -> str | None:
-    architectures = model.get("architectures") or [""]
-    tasks = {"CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
-    return next((v for k, v in tasks.items() if str(architectures[0]).endswith(k)), None)
+def _task(model: Mapping[str, Any], settings: Settings) -> str | None:
+    """peft takes an adapter of classification to have a module `classifier` or `score` whole."""
+    architecture = str((model.get("architectures") or [""])[0])
+    if architecture.endswith("CausalLM"):
+        return "CAUSAL_LM"
+    has_head = {"classifier", "score"} & {*settings.modules_to_save}
+    return "SEQ_CLS" if architecture.endswith("SequenceClassification") and has_head else None
 
 
 def path_of(directory: object) -> str | None:

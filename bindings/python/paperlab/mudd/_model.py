@@ -118,7 +118,7 @@ class MuddFormer(nn.Decoder):
             config.ffn_reallocation = _arguments.boolean(
                 "MuddFormer", "ffn_reallocation", ffn_reallocation
             )
-        config.set_pre_post_norm(_pre_post_norm(pre_post_norm))
+        config.set_pre_post_norm(pre_post_norm_name("MuddFormer", pre_post_norm))
         config.parallel_block = _arguments.boolean("MuddFormer", "parallel_block", parallel_block)
         if seed is None:
             seed = int(torch.randint(2**63 - 1, (), device="cpu"))
@@ -250,10 +250,11 @@ class MuddFormer(nn.Decoder):
         )
 
 
-def _pre_post_norm(value: bool | str) -> str:
+def pre_post_norm_name(function: str, value: bool | str) -> str:
+    """What C++ calls it; `function` is for messages."""
     names: Mapping[object, str] = {False: "none", True: "eq10", "later_revision": "later_revision"}
     if not isinstance(value, bool | str) or value not in names:
         raise _arguments.ArgumentTypeError(
-            f'MuddFormer: pre_post_norm must be False, True or "later_revision", got {value!r:.60}'
+            f'{function}: pre_post_norm must be False, True or "later_revision", got {value!r:.60}'
         )
     return names[value]

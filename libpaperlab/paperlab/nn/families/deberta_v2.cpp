@@ -109,6 +109,9 @@ void read_relative_forms(Settings& settings, EncoderConfig& config) {
   RelativeConfig& relative = config.relative;
   relative.is_used = settings.flag("relative_attention", false);
   for (const std::string& word : read_words(settings, "pos_att_type")) {
+    if (word.empty()) {  // "", and what transformers writes for it: [""]
+      continue;
+    }
     if (word != "c2p" && word != "p2c") {
       settings.refuse("pos_att_type", "c2p, p2c, both or null");
     }

@@ -13,10 +13,12 @@ using rows::always;
 using rows::has_state_pooler;
 using rows::is_labels;
 
+bool has_class_token(const C& c) { return !c.has_mean_pooling; }
 bool has_qkv_bias(const C& c) { return c.block.has_qkv_bias; }
 
 constexpr EncoderRow kRows[] = {
-    {Role::kClassToken, "vit.embeddings.cls_token", "11D", nullptr, nullptr, RowForm::kTensor},
+    {Role::kClassToken, "vit.embeddings.cls_token", "11D", has_class_token, nullptr,
+     RowForm::kTensor},
     {Role::kPositionEmbed, "vit.embeddings.position_embeddings", "1PD", nullptr, nullptr,
      RowForm::kTensor},
     {Role::kPatchEmbed, "vit.embeddings.patch_embeddings.projection", "DCYX", nullptr, always},
@@ -78,6 +80,9 @@ void read(Settings& settings, C& config) {
   config.is_norm_first = true;
   config.block.has_qkv_bias = settings.flag("qkv_bias", true);
   config.block.head_dim = settings.optional_size("head_dim").value_or(config.block.head_dim);
+  if (config.block.head_dim < 1) {
+    settings.refuse("hidden_size", "at least num_attention_heads, or head_dim must be given");
+  }
   config.has_pooler = config.output == EncoderOutput::kStates;
   config.pooler_width = settings.optional_size("pooler_output_size").value_or(config.block.d_model);
   settings.allow("encoder_stride pooler_act tie_word_embeddings");
