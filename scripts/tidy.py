@@ -69,6 +69,8 @@ def clang_options(command: list[str]) -> tuple[str, ...]:
         if word in {"-o", "-c", "-MF", "-MT", "-include"}:  # CMake includes precompiled headers
             next(words)
         # omp.h is the compiler's own.
+        elif word.startswith("--param="):  # GCC's
+            continue
         elif word not in {"-MD", "-MMD", "-fopenmp", "-fpch-preprocess", "-Winvalid-pch"}:
             options.append(word)
     return (

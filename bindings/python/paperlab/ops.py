@@ -116,8 +116,8 @@ def attention(
     causal: row i stands at key position i + S - T and sees no later key.
     window: the last `window` keys, the row's own included; >= 1, needs causal.
     scale: multiplies the logits; finite. None: 1/sqrt(D).
-    key_start, key_end: int64 [B], 0..S; keys start <= j < end take part, others are never read. On a
-      CUDA device values outside count as the nearest inside, which are the same keys.
+    key_start, key_end: int64 [B], 0..S; keys start <= j < end take part, others are never read. On
+      a CUDA device values outside count as the nearest inside, which are the same keys.
     Returns out [B, H, T, D] in q's dtype and lse [B, H, T], the natural logarithm in float32
     (float64 for float64), both new and differentiable once with respect to q, k and v. Rows
     without keys: out 0, lse -inf, gradient 0. torch.func's transforms are not supported.
@@ -206,8 +206,8 @@ def linear_cross_entropy(
     Each row whose target counts has lse - logits[target] + z_loss lse^2, lse = ln sum e^logits.
     x: [..., D], float32, float64 or bfloat16, any strides.
     weight: [V, D], V >= 1, of x's dtype and device, any strides; may be an embedding.
-    target: int64 of x's leading dimensions, 0..V-1 or ignore_index. On a CUDA device the loss of any
-      other is NaN, and the gradients of its row.
+    target: int64 of x's leading dimensions, 0..V-1 or ignore_index. On a CUDA device the loss of
+      any other is NaN, and the gradients of its row.
     bias: [V], of x's dtype and device. None: zeros.
     ignore_index: the target of rows that do not count.
     reduction: "mean" of the rows that count (NaN with gradients of 0 if none does) or "sum", [];

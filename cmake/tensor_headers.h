@@ -3,5 +3,3 @@
 // includes what it needs all the same: -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds without this.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>

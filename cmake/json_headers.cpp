@@ -1,0 +1,1 @@
+// Compiled so that json_headers.h is: see Targets.cmake.

@@ -1,0 +1,1 @@
+// Compiled so that operator_headers.h is: see Targets.cmake.

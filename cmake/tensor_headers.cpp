@@ -1,0 +1,1 @@
+// Compiled so that tensor_headers.h is: see Targets.cmake.

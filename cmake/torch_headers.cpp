@@ -1,1 +1,0 @@
-// Compiled so that torch_headers.h is: see Targets.cmake.
