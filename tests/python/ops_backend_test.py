@@ -12,7 +12,7 @@ def backend_is_restored():
     ops.set_backend(before)
 
 
-@pytest.mark.parametrize("name", ["auto", "kernels", "torch"])
+@pytest.mark.parametrize("name", ["auto", "kernels", "portable", "torch"])
 def test_a_backend_is_what_was_set(name):
     ops.set_backend(name)
     assert ops.get_backend() == name
@@ -21,8 +21,8 @@ def test_a_backend_is_what_was_set(name):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("cuda", "one of auto, kernels, torch, got 'cuda'"),
-        ("", "one of auto, kernels, torch, got ''"),
+        ("cuda", "one of auto, kernels, portable, torch, got 'cuda'"),
+        ("", "one of auto, kernels, portable, torch, got ''"),
         (None, "a str, got NoneType"),
         (1, "a str, got int"),
     ],
@@ -41,7 +41,7 @@ def test_the_environment_variable(run_python):
     done = run_python(code, {"PAPERLAB_BACKEND": "Torch"})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "ValueError: PAPERLAB_BACKEND must be one of auto, kernels, torch, got 'Torch'"
+        "ValueError: PAPERLAB_BACKEND must be one of auto, kernels, portable, torch, got 'Torch'"
     )
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "swiglu",
 ]
 
-Backend = Literal["auto", "kernels", "torch"]
+Backend = Literal["auto", "kernels", "portable", "torch"]
 
 _LARGEST = 2**63 - 1
 
@@ -37,6 +37,8 @@ def set_backend(name: Backend) -> None:
         tests on the GPU's architecture (the tables in kernels/*/README.md), else LibTorch's own
         operations, with one UserWarning for each operator and process.
       "kernels": our kernels, also those that no GPU of this architecture has passed.
+      "portable": as "kernels", without the instructions that one architecture alone has: on a
+        Hopper GPU the kernels of sm_80. For comparison.
       "torch": LibTorch's own operations on every device; float16 too. For comparison.
     At first it is what the environment variable PAPERLAB_BACKEND says, or "auto"; with a variable
     that says anything else the import of paperlab is a ValueError.
@@ -54,7 +56,7 @@ def set_backend(name: Backend) -> None:
 
 
 def get_backend() -> Backend:
-    """Returns who computes the operators: "auto", "kernels" or "torch" (see set_backend)."""
+    """Returns who computes the operators, by a name that set_backend takes."""
     return cast(Backend, _core.get_backend())
 
 

@@ -9,7 +9,8 @@
 namespace paperlab::ops {
 namespace {
 
-constexpr std::array kBackends = {Backend::kAuto, Backend::kKernels, Backend::kTorch};
+constexpr std::array kBackends = {Backend::kAuto, Backend::kKernels, Backend::kPortable,
+                                  Backend::kTorch};
 constexpr int kNotChosen = -1;
 
 std::atomic<int>& chosen() {
@@ -59,6 +60,8 @@ const char* backend_name(Backend backend) {
   switch (backend) {
     case Backend::kKernels:
       return "kernels";
+    case Backend::kPortable:
+      return "portable";
     case Backend::kTorch:
       return "torch";
     case Backend::kAuto:
@@ -73,8 +76,9 @@ Backend backend_of_name(const char* what, const std::string& name) {
       return backend;
     }
   }
-  C10_THROW_ERROR(ValueError,
-                  c10::str(what, " must be one of auto, kernels, torch, got '", name, "'"));
+  C10_THROW_ERROR(
+      ValueError,
+      c10::str(what, " must be one of auto, kernels, portable, torch, got '", name, "'"));
 }
 
 }  // namespace paperlab::ops

@@ -70,11 +70,11 @@ Route route_of(const char* op, const at::Tensor& x, const char* argument, bool k
   const bool fits = shared_memory <= facts.shared_memory;
   const CudaRoute choice =
       cuda_route(wanted, kernel, kernels::kHasCuda, kernel_takes_dtype, facts.architecture, fits);
-  TORCH_CHECK_VALUE(
-      !choice.is_refused, op, ": ", argument,
-      " must be on a GPU of sm_80 to sm_89 or sm_90 for the backend \"kernels\", got ", x.device(),
-      facts.problem.empty() ? c10::str(" (sm_", facts.architecture, ")")
-                            : c10::str(", which cannot be asked: ", facts.problem));
+  TORCH_CHECK_VALUE(!choice.is_refused, op, ": ", argument,
+                    " must be on a GPU of sm_80 to sm_89 or sm_90 for the backend \"",
+                    backend_name(wanted), "\", got ", x.device(),
+                    facts.problem.empty() ? c10::str(" (sm_", facts.architecture, ")")
+                                          : c10::str(", which cannot be asked: ", facts.problem));
   if (choice.route == Route::kTorch) {
     notice(op, reason_of(choice, facts, shared_memory));
   }
@@ -84,7 +84,8 @@ Route route_of(const char* op, const at::Tensor& x, const char* argument, bool k
 kernels::Context context_of(const at::Tensor& x) {
   const c10::impl::VirtualGuardImpl device(x.device().type());
   const c10::Stream stream = device.getStream(x.device());
-  return {static_cast<CUstream_st*>(device.getStreamNativeHandle(stream))};
+  return {static_cast<CUstream_st*>(device.getStreamNativeHandle(stream)),
+          backend() == Backend::kPortable};
 }
 
 at::Tensor workspace(std::int64_t bytes, const at::Tensor& like) {

@@ -21,7 +21,7 @@ constexpr bool is_compiled_for(int architecture) {
   return (architecture >= 80 && architecture < 90) || architecture == 90;
 }
 
-/// `wanted` is kAuto or kKernels; `architecture` (0: the device could not be asked) and whether a
+/// `wanted` is not kTorch; `architecture` (0: the device could not be asked) and whether a
 /// block's shared memory `fits` the device matter where the operator has a kernel.
 constexpr CudaRoute cuda_route(Backend wanted, const CudaKernel& kernel, bool has_cuda,
                                bool takes_dtype, int architecture, bool fits = true) {
@@ -35,11 +35,11 @@ constexpr CudaRoute cuda_route(Backend wanted, const CudaKernel& kernel, bool ha
     return {Route::kTorch, false, "this operator has no CUDA kernel for this dtype"};
   }
   if (architecture == 0) {
-    return {Route::kTorch, wanted == Backend::kKernels,
+    return {Route::kTorch, wants_kernels(wanted),
             "the device could not be asked for its architecture"};
   }
   if (!is_compiled_for(architecture)) {
-    return {Route::kTorch, wanted == Backend::kKernels,
+    return {Route::kTorch, wants_kernels(wanted),
             "the CUDA kernels are compiled for sm_80 to sm_89 and sm_90 alone"};
   }
   if (!fits) {
@@ -47,7 +47,7 @@ constexpr CudaRoute cuda_route(Backend wanted, const CudaKernel& kernel, bool ha
             /*lacks_memory=*/true};
   }
   const bool is_verified = architecture == 90 ? kernel.verified_sm_90 : kernel.verified_sm_80;
-  if (wanted == Backend::kKernels || is_verified) {
+  if (wants_kernels(wanted) || is_verified) {
     return {Route::kCuda};
   }
   return {Route::kTorch, false,

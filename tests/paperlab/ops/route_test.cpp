@@ -48,19 +48,22 @@ TEST(CudaRouteTest, ByDefaultAKernelRunsWhereItWasSeenToPass) {
 }
 
 TEST(CudaRouteTest, KernelsMayBeAskedFor) {
-  for (const int architecture : {80, 86, 90}) {
-    EXPECT_EQ(cuda_route(Backend::kKernels, kUnverified, true, true, architecture).route,
-              Route::kCuda);
+  for (const Backend wanted : {Backend::kKernels, Backend::kPortable}) {
+    for (const int architecture : {80, 86, 90}) {
+      EXPECT_EQ(cuda_route(wanted, kUnverified, true, true, architecture).route, Route::kCuda);
+    }
+    for (const int architecture : {0, 75, 91, 100, 120}) {
+      EXPECT_TRUE(cuda_route(wanted, kUnverified, true, true, architecture).is_refused);
+    }
   }
   for (const int architecture : {0, 75, 91, 100, 120}) {
-    EXPECT_TRUE(cuda_route(Backend::kKernels, kUnverified, true, true, architecture).is_refused);
     EXPECT_FALSE(cuda_route(Backend::kAuto, kOnHopper, true, true, architecture).is_refused);
     EXPECT_EQ(by_default(kOnHopper, architecture), Route::kTorch);
   }
 }
 
 TEST(CudaRouteTest, WithoutAKernelItIsLibTorch) {
-  for (const Backend wanted : {Backend::kAuto, Backend::kKernels}) {
+  for (const Backend wanted : {Backend::kAuto, Backend::kKernels, Backend::kPortable}) {
     for (const CudaRoute& route : {cuda_route(wanted, kOnHopper, false, true, 90),
                                    cuda_route(wanted, kUnwired, true, true, 90),
                                    cuda_route(wanted, kOnHopper, true, false, 90)}) {
@@ -72,7 +75,7 @@ TEST(CudaRouteTest, WithoutAKernelItIsLibTorch) {
 }
 
 TEST(CudaRouteTest, BlocksThatDoNotFitAreLeftToLibTorch) {
-  for (const Backend wanted : {Backend::kAuto, Backend::kKernels}) {
+  for (const Backend wanted : {Backend::kAuto, Backend::kKernels, Backend::kPortable}) {
     const CudaRoute route = cuda_route(wanted, kOnAmpere, true, true, 86, /*fits=*/false);
     EXPECT_EQ(route.route, Route::kTorch);
     EXPECT_FALSE(route.is_refused);
@@ -141,7 +144,7 @@ at::Tensor on_other(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
 
 TEST(RouteTest, TheCpuHasOurKernelsUnlessLibTorchIsAskedFor) {
   const at::Tensor x = at::zeros({2});
-  for (const Backend wanted : {Backend::kAuto, Backend::kKernels}) {
+  for (const Backend wanted : {Backend::kAuto, Backend::kKernels, Backend::kPortable}) {
     const ScopedBackend scoped(wanted);
     EXPECT_EQ(route_of("route_test", x), Route::kCpu);
   }
@@ -171,7 +174,8 @@ TEST(RouteTest, ANoticeIsGivenOnceForEachOperator) {
 
 template <class F>
 void expect_refused(const char* message, F call) {
-  for (const Backend wanted : {Backend::kAuto, Backend::kKernels, Backend::kTorch}) {
+  for (const Backend wanted :
+       {Backend::kAuto, Backend::kKernels, Backend::kPortable, Backend::kTorch}) {
     const ScopedBackend scoped(wanted);
     try {
       call();
@@ -239,7 +243,7 @@ TEST(RouteTest, AWorkspaceLiesWhereTheTensorDoes) {
 }
 
 TEST(BackendTest, NamesAreThoseOfTheContract) {
-  for (const char* name : {"auto", "kernels", "torch"}) {
+  for (const char* name : {"auto", "kernels", "portable", "torch"}) {
     EXPECT_STREQ(backend_name(backend_of_name("name", name)), name);
   }
   for (const char* name : {"", "cuda", "Auto", "torch "}) {
