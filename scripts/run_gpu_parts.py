@@ -57,11 +57,14 @@ class Part:
     required: bool = True
     stops: bool = False  # the next ones need it
     missing: str = ""  # why it cannot run here
+    beside: bool = False  # runs beside the next ones until the first benchmark
 
 
 def plan(tree: Path, folder: Path, python: str, jobs: int) -> list[Part]:
     """All parts in their order."""
+    warm = ("nice", "-n", "10", python, str(ROOT / "bench/cuda_warm.py"))
     parts = [
+        Part("warm", LIMIT, warm, "", required=False, beside=True),
         Part(
             "build",
             270,
@@ -163,6 +166,7 @@ class Run:
         self.limit = limit
         self.began = began
         self.child: subprocess.Popen[bytes] | None = None
+        self.beside: tuple[Part, subprocess.Popen[bytes]] | None = None
         self.interrupted = False
         planned = [
             {"name": p.name, "budget_s": p.seconds, "reads": p.reads, "required": p.required}
@@ -206,11 +210,39 @@ class Run:
                 reason = reason or "no time was left"
                 self.note(part, "not run", why=reason)
                 continue
+            if part.beside:
+                self.start_beside(part)
+                continue
+            if part.reads == "bench":
+                self.end_beside()
             result = self.run_part(part, seconds)
             outcome = self.report()
             if part.stops and result != "passed":
                 stopped_by = f"{part.name} {result}"
+        self.end_beside()
         return self.report() or outcome
+
+    def start_beside(self, part: Part) -> None:
+        """What it leaves saves the next ones time; nothing waits for it."""
+        with self.log(part).open("wb") as log:
+            try:
+                self.beside = (part, start(part.command, log.fileno()))
+            except OSError as error:
+                log.write(f"{error}\n".encode())
+                self.note(part, "failed", status=127)
+                return
+        self.note(part, "running")
+
+    def end_beside(self) -> None:
+        if self.beside is None:
+            return
+        part, child = self.beside
+        self.beside = None
+        status = child.poll()
+        if status is None:
+            stop(child)
+        result = "stopped" if status is None else "passed" if status == 0 else "failed"
+        self.note(part, result, **({"status": status} if status else {}))
 
     def run_part(self, part: Part, seconds: float) -> str:
         self.note(part, "running")
@@ -238,38 +270,40 @@ class Run:
 
     def wait(self, command: Sequence[str], log: int, seconds: float) -> int | None:
         """The exit code, or nothing if the command was stopped after its time."""
-        self.child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        self.child = start(command, log)
         try:
             return self.child.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.stop()
+            stop(self.child)
             return None
         finally:
             self.child = None
-
-    def stop(self) -> None:
-        """Ends the command and what it has started: politely, then at once."""
-        child = self.child
-        if child is None:
-            return
-        for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-            try:
-                os.killpg(child.pid, number)
-                child.wait(patience)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
 
     def interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.interrupted = True
         if self.child is not None:
             os.killpg(self.child.pid, signal.SIGTERM)
+
+
+def start(command: Sequence[str], log: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """Ends the command and what it has started: politely, then at once."""
+    for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
 
 
 def with_signals(run: Run, body: Callable[[], str]) -> str:

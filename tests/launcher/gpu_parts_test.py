@@ -54,14 +54,15 @@ def outcomes(report: Mapping[str, Any]) -> list[str]:
 
 def test_the_plan_fits_the_limit_where_the_build_is_quick(tmp_path: Path) -> None:
     parts = run_gpu_parts.plan(tmp_path / "build", tmp_path, "python", 16)
-    assert [p.name for p in parts][:3] == ["build", "machine", "tests"]
-    assert parts[0].stops and parts[0].required
-    assert {"paperlab_run", "kernels_tests", "regular_language_tests"} <= set(parts[0].command)
+    assert [p.name for p in parts][:4] == ["warm", "build", "machine", "tests"]
+    assert parts[0].beside and not parts[0].required
+    assert parts[1].stops and parts[1].required
+    assert {"paperlab_run", "kernels_tests", "regular_language_tests"} <= set(parts[1].command)
     assert len({p.name for p in parts}) == len(parts)
     # A build of three minutes leaves time for everything.
-    rest = sum(p.seconds for p in parts[1:])
+    rest = sum(p.seconds for p in parts[2:])
     assert 180 + rest + run_gpu_parts.RESERVE_SECONDS <= run_gpu_parts.LIMIT + 60
-    assert parts[0].seconds < run_gpu_parts.LIMIT / 2 + 1
+    assert parts[1].seconds < run_gpu_parts.LIMIT / 2 + 1
     benchmarks = [p for p in parts if p.reads == "bench"]
     assert [p.name for p in benchmarks] == list(run_gpu_parts.BENCHMARKS)
     for each in benchmarks:  # a benchmark ends by itself before it is stopped
@@ -180,6 +181,23 @@ def test_what_needs_a_failed_part_is_left_out(tmp_path: Path) -> None:
     assert status == 1
     assert outcomes(report) == ["failed", "not run"]
     assert report["parts"][1]["why"] == "build failed"
+
+
+def test_a_part_beside_the_others_ends_before_the_first_benchmark(tmp_path: Path) -> None:
+    note = "from pathlib import Path; path = Path('PARTS/pid'); "
+    waits = f"import os, time; {note} path.write_text(str(os.getpid())); time.sleep(60)"
+    looks = f"import time; {note}\nwhile not path.is_file(): time.sleep(0.01)\n"
+    lives = f"{looks}import os; os.kill(int(path.read_text()), 0)"
+    ended = f"{looks}assert not Path('/proc', path.read_text()).exists()"
+    parts = [
+        part("warm", waits.replace("PARTS", str(tmp_path)), required=False, beside=True),
+        part("tests", lives.replace("PARTS", str(tmp_path))),
+        part("bench", ended.replace("PARTS", str(tmp_path)), reads="bench"),
+        part("broken", required=False, beside=True) | {"command": ["/no/such/program"]},
+    ]
+    status, report = run(tmp_path, parts)
+    assert status == 0
+    assert outcomes(report) == ["stopped", "passed", "passed", "failed"]
 
 
 def test_a_missing_program_is_a_failed_part(tmp_path: Path) -> None:
