@@ -37,6 +37,10 @@ if(PAPERLAB_HAS_CUDA)
     -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
     --Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off --fmad=false
     -Xptxas=-v)
+  if(NOT PAPERLAB_WERROR)
+    string(REGEX REPLACE "--Werror=all-warnings;|-Werror," "" PAPERLAB_CUDA_FLAGS
+      "${PAPERLAB_CUDA_FLAGS}")
+  endif()
   # ptxas prints what kernels take and its performance warnings (C75nn) as information: the launcher
   # keeps the one in tables and makes errors of the others, of spills and of what is over budget.
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/nvcc_strict.sh ${PAPERLAB_CCACHE})

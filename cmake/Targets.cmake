@@ -19,6 +19,9 @@ endif()
 # -ffp-contract=off: a fused multiply-add is written where it is meant, so that every instruction
 # set and compiler gives the same bits.
 set(PAPERLAB_CXX_FLAGS -Wall -Wextra -Wpedantic -Werror -ffp-contract=off)
+if(NOT PAPERLAB_WERROR)
+  list(REMOVE_ITEM PAPERLAB_CXX_FLAGS -Werror)
+endif()
 if(PAPERLAB_SANITIZE)
   # GCC 12 reports uninitialized values in its own headers under sanitizers. Null pointers and ends
   # of objects are the address sanitizer's to find; asked for twice they cost a sixth of the build.

@@ -19,7 +19,10 @@
 #:   --dry-run         print the parts and their times; needs no GPU and runs nothing
 #:
 #: A folder .deps in the checkout stands for apt and pip on a machine without network: libraries
-#: and headers as in `dpkg -x PACKAGE .deps`; torch is then the active python3's.
+#: and headers as in `dpkg -x PACKAGE .deps`, for libeigen3-dev, nlohmann-json3-dev, libcli11-dev,
+#: libgtest-dev, libgmock-dev, libbenchmark-dev and libbenchmark1debian (where Python has no headers,
+#: also libpython3.N-dev); torch is then the active python3's. A file .commit there names the commit
+#: where the checkout has no .git.
 
 began=${EPOCHREALTIME/,/.}
 parse_options --out= --limit= --dry-run -- "$@"
@@ -66,7 +69,13 @@ headers=()
 for folder in "$deps"/usr/include/python3.*; do
   [[ ! -f $folder/Python.h ]] || headers=(-DPython3_INCLUDE_DIR="$folder")
 done
-ensure_configured cuda develop "${headers[@]}"
+# Another compiler's new warnings must not end what they say nothing about.
+if ! (ensure_configured cuda develop -DPAPERLAB_WERROR=OFF "${headers[@]}"); then
+  mkdir -p -- "$out"
+  printf '{"outcome": "failed", "parts": [%s]}\n' \
+    '{"name": "configure", "outcome": "failed", "required": true}' >"$out/gpu-check.json"
+  fail 1 "the build could not be configured; nothing else was run"
+fi
 lock_tree
 status=0
 run_parts || status=$?

@@ -12,8 +12,11 @@ from typing import Any
 
 Json = dict[str, Any]
 
-# "    2/12 Test  #7: name ........   Passed    0.01 sec"
-CTEST = re.compile(r"^\s*\d+/\d+ Test\s+#\d+: (\S+) \.*\s*(?:\*\*\*)?(\w+)\s+([\d.]+) sec")
+# "    2/12 Test  #7: name ........   Passed    0.01 sec", "...***Failed  0.01 sec",
+# "...***Exception: SegFault  0.01 sec", "...Subprocess aborted***Exception:   0.01 sec"
+CTEST = re.compile(
+    r"^\s*\d+/\d+ Test\s+#\d+: (\S+) \.*\s*(?:.*\*\*\*)?(\w+)(?::(?: \w+)?)?\s+([\d.]+) sec"
+)
 # "[       OK ] Suite.Name (12 ms)" and "[  FAILED  ] Suite.Name (12 ms)"
 GTEST = re.compile(r"^\[\s+(OK|FAILED|SKIPPED)\s+\] (\S+)(?: \((\d+) ms\))?\s*$")
 PYTEST = re.compile(r"^(\S+::\S+) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")

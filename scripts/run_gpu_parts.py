@@ -28,7 +28,7 @@ from sources import ROOT
 LIMIT = 540.0
 # Of a part: less is not begun. Of the whole: kept for stopping and writing.
 LEAST_SECONDS, RESERVE_SECONDS = 3.0, 6.0
-SMALL_TESTS = "Gpu*:*/Gpu*:-*SeveralChunks*:*Large*:*Long*:*ManySteps*:*Repeated*"
+SMALL_TESTS = "Gpu*:*/Gpu*:-*SeveralChunks*:*Large*:*Long*:*ManySteps*:*Repeated*:*EveryDType*"
 # Attention's copies by tensor maps are nobody's writes for racecheck, and reads by wgmma are not
 # seen: what it finds there a person has to read.
 RACECHECK_TESTS = f"{SMALL_TESTS}:*GpuAttention*"
@@ -43,6 +43,20 @@ BENCHMARKS = {
     "rows": 10,
     "gemm": 8,
 }
+# The tests of a program, shared out among as many processes; "$@" is one of them.
+SHARDS = 8
+SHARDED = """
+children=()
+for ((i = 0; i < GTEST_TOTAL_SHARDS; i++)); do
+  GTEST_SHARD_INDEX=$i "$@" &
+  children+=($!)
+done
+status=0
+for child in "${children[@]}"; do
+  wait "$child" || status=$?
+done
+exit "$status"
+"""
 GPU_SUITE = re.compile(r"^TEST(_F|_P)?\(Gpu", re.MULTILINE)
 
 
@@ -75,10 +89,10 @@ def plan(tree: Path, folder: Path, python: str, jobs: int) -> list[Part]:
         Part("machine", 15, (str(ROOT / "paperlab"), "doctor", "--json"), "machine", False),
         Part(
             "tests",
-            90,
+            60,
             (
                 *("ctest", "--test-dir", str(tree), "-L", "gpu", "--no-tests=error"),
-                "--output-on-failure",
+                *("-j", "8", "--output-on-failure"),
             ),
             "ctest",
         ),
@@ -93,7 +107,8 @@ def plan(tree: Path, folder: Path, python: str, jobs: int) -> list[Part]:
             ("racecheck_attention", 10, RACECHECK_ATTENTION),
         ):
             tool = name.partition("_")[0]
-            watched = (sanitizer, "--tool", tool, "--error-exitcode", "9")
+            shards = ("env", f"GTEST_TOTAL_SHARDS={SHARDS}", "bash", "-c", SHARDED, "shards")
+            watched = (*shards, sanitizer, "--tool", tool, "--error-exitcode", "9")
             tests = (str(tree / "bin/kernels_tests"), f"--gtest_filter={filtered}")
             is_advice = name == "racecheck_attention"
             parts.append(Part(name, seconds, (*watched, *tests), "sanitizer", not is_advice))
@@ -114,7 +129,7 @@ def python_tests(tree: Path, python: str) -> Part:
     needed = ("pytest", "numpy", "torch")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     why = f"this Python has no {', '.join(missing)}" if missing else ""
-    return Part("python_tests", 60, (*pytest, *package, *files), "pytest", missing=why)
+    return Part("python_tests", 90, (*pytest, *package, *files), "pytest", missing=why)
 
 
 def test_programs() -> list[str]:

@@ -179,6 +179,7 @@ void register_regular_language(py::module_& m) {
       .def_readonly("u_norm", &TrainResult::u_norm)
       .def_readonly("w", &TrainResult::w);
   m.def("train", &train_options, py::arg("options"));
+  m.def("cuda_train_is_verified", [] { return rl::kCudaIsVerified; });
 
   m.def("chain_of_thought", &chain_of_thought_arrays, py::arg("u"), py::arg("w"),
         py::arg("strings"), py::arg("truncated"), py::arg("attention_scale"));

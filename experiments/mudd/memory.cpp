@@ -1,6 +1,7 @@
 #include "experiments/mudd/memory.h"
 
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
@@ -71,6 +72,8 @@ MemoryMeter::MemoryMeter(c10::Device device) : device_(device) {
     CountingAllocator& allocator = counting();
     usual_ = c10::GetCPUAllocator();
     c10::SetCPUAllocator(&allocator);
+  } else {
+    at::empty({1}, device_);  // a device's allocator has no statistics before its first use
   }
 }
 

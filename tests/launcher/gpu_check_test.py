@@ -129,6 +129,13 @@ def test_a_failed_build_ends_it_with_a_report(gpu_machine: Checkout) -> None:
     assert "no such header" in (gpu_machine.root / "results/gpu-check/gpu-check.log").read_text()
 
 
+def test_what_cannot_be_configured_is_told_in_the_report(gpu_machine: Checkout) -> None:
+    run = gpu_machine.run("gpu-check", env={"STUB_CONFIGURE_FAILS": "1"})
+    assert run.returncode == 1
+    report = report_of(gpu_machine)
+    assert report["outcome"] == "failed" and outcomes(report) == {"configure": "failed"}
+
+
 def test_the_limit_is_a_number(checkout: Checkout) -> None:
     run = checkout.run("gpu-check", "--limit", "9m")
     assert run.returncode == 2

@@ -252,6 +252,20 @@ def test_torn_and_absent_files_are_joined_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "outcome"),
+    [
+        (" 2/12 Test  #7: A.B ........   Passed    0.01 sec", "Passed"),
+        (" 2/12 Test  #7: A.B ........***Failed    0.01 sec", "Failed"),
+        (" 2/12 Test  #7: A.B ........***Exception: SegFault  0.01 sec", "Exception"),
+        (" 2/12 Test  #7: A.B ........Subprocess aborted***Exception:   0.01 sec", "Exception"),
+    ],
+)
+def test_lines_of_ctest(line: str, outcome: str) -> None:
+    found = {"name": "A.B", "outcome": outcome, "seconds": 0.01}
+    assert join_gpu_check.test_results(line) == [found]
+
+
+@pytest.mark.parametrize(
     ("line", "errors"),
     [
         ("========= ERROR SUMMARY: 0 errors", 0),

@@ -19,6 +19,7 @@ STUBS = {
     """,
     "cmake": """
         printf 'cmake %s\\n' "$*" >>"$STUB_LOG"
+        [[ ! -v STUB_CONFIGURE_FAILS ]] || exit 1
         while [[ $# -gt 0 ]]; do
           if [[ $1 == -B ]]; then mkdir -p "$2" && : >"$2/build.ninja"; fi
           shift

@@ -147,3 +147,17 @@ def test_views(name, call, dtype, device):
         close = (x.double() - y.double()).abs() <= 8 * eps * y.double().abs().max().clamp_min(1.0)
         assert close.all()
     assert all(torch.equal(x, y) for x, y in zip(views, before, strict=True))
+
+
+# What is captured must have been called once: first calls load libraries and ask the device.
+@on_devices("call dtype", each(CALLS, (FLOAT, LOW)))
+def test_a_captured_call_is_replayed(call, dtype, device):
+    function, tensors = CALLS[call][0], moved(inputs_of(call, dtype), device)
+    with backend("kernels"), torch.no_grad():
+        wanted = function(*tensors)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = function(*tensors)
+        graph.replay()
+    wanted, found = ([x] if isinstance(x, torch.Tensor) else list(x) for x in (wanted, found))
+    assert same_bits([x.cpu() for x in found], [x.cpu() for x in wanted])

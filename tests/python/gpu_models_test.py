@@ -38,6 +38,15 @@ _BERT = {
     "max_position_embeddings": 24,
     "initializer_range": 0.2,
 }
+_DEBERTA = {
+    **_BERT,
+    "model_type": "deberta-v2",
+    "architectures": ["DebertaV2ForSequenceClassification"],
+    "relative_attention": True,
+    "position_buckets": 4,
+    "pos_att_type": ["c2p", "p2c"],
+    "norm_rel_ebd": "layer_norm",
+}
 _VIT = {
     "model_type": "vit",
     "architectures": ["ViTForImageClassification"],
@@ -68,6 +77,7 @@ DECODERS = {
 ENCODERS = {
     "bert": lambda: nn.from_config(_BERT, dtype="float64", seed=1),
     "vit": lambda: nn.from_config(_VIT, dtype="float64", seed=1),
+    "deberta": lambda: nn.from_config(_DEBERTA, dtype="float64", seed=1),
 }
 SOME = ("llama", "gpt2", "cca", "mudd")
 
@@ -203,6 +213,28 @@ def test_three_steps_of_fit(name, which, options, device):
     bound = 3 * cases.RATE * 1e-14 / 1e-8
     for key in ("loss", "grad_norm", "learning_rate"):
         assert found[key] == pytest.approx(history[key], rel=1e-8)
+    for key, value in values.items():
+        assert (others[key] - value).abs().max() <= bound * max(1.0, float(value.abs().max())), key
+
+
+def labelled(name):
+    """Batches of what the encoder reads, with labels of two kinds."""
+    first, *_ = inputs_of(name).values()
+    return lambda step: (first.roll(step, 0), torch.tensor([0, 1, 1]))
+
+
+@on_devices("name which", itertools.product(ENCODERS, BACKENDS), [("vit", "torch")])
+def test_three_steps_of_fit_of_an_encoder(name, which, device):
+    def fit(where):
+        model = ENCODERS[name]().to(where)
+        history = train.fit(model, labelled(name), steps=3, learning_rate=cases.RATE)
+        return history, {key: value.cpu() for key, value in cases.values(model).items()}
+
+    history, values = fit("cpu")
+    with backend(which):
+        found, others = fit(device)
+    bound = 3 * cases.RATE * 1e-14 / 1e-8
+    assert found["loss"] == pytest.approx(history["loss"], rel=1e-8)
     for key, value in values.items():
         assert (others[key] - value).abs().max() <= bound * max(1.0, float(value.abs().max())), key
 

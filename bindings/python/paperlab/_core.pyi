@@ -8,7 +8,7 @@ import numpy.typing
 import torch
 import typing
 import typing_extensions
-__all__: list[str] = ['BuildInfo', 'Cache', 'CcaKvCache', 'CcaOptions', 'CheckpointWriter', 'Decoder', 'Encoder', 'FitOptions', 'GenerateOptions', 'MaxMargin', 'MuddConfig', 'SafetensorsFile', 'SafetensorsWriter', 'Sampler', 'StepRecord', 'TokenFolder', 'TrainOptions', 'TrainResult', 'build_info', 'byte_tokens', 'cca_applied', 'cca_apply', 'cca_attention_of_rows', 'cca_cost', 'cca_mask', 'cca_options', 'cca_remove', 'chain_of_thought', 'cpu_isa', 'detected_cpu_isa', 'encoder_model_types', 'fit', 'get_backend', 'get_num_threads', 'load_mudd', 'max_margin', 'mudd_complexity', 'mudd_head_activation', 'mudd_input_cosines', 'mudd_of_config', 'mudd_of_tensors', 'mudd_rectified_weights', 'new_mudd', 'new_mudd_vit', 'reallocated_ffn_dims', 'set_backend', 'set_cpu_isa', 'set_num_threads', 'set_tokenizer_files', 'together', 'token_nll', 'tokens_read', 'trace_mudd', 'train']
+__all__: list[str] = ['BuildInfo', 'Cache', 'CcaKvCache', 'CcaOptions', 'CheckpointWriter', 'Decoder', 'Encoder', 'FitOptions', 'GenerateOptions', 'MaxMargin', 'MuddConfig', 'SafetensorsFile', 'SafetensorsWriter', 'Sampler', 'StepRecord', 'TokenFolder', 'TrainOptions', 'TrainResult', 'build_info', 'byte_tokens', 'cca_applied', 'cca_apply', 'cca_attention_of_rows', 'cca_cost', 'cca_mask', 'cca_options', 'cca_remove', 'chain_of_thought', 'cpu_isa', 'cuda_train_is_verified', 'detected_cpu_isa', 'encoder_model_types', 'fit', 'get_backend', 'get_num_threads', 'load_mudd', 'max_margin', 'mudd_complexity', 'mudd_head_activation', 'mudd_input_cosines', 'mudd_of_config', 'mudd_of_tensors', 'mudd_rectified_weights', 'new_mudd', 'new_mudd_vit', 'reallocated_ffn_dims', 'set_backend', 'set_cpu_isa', 'set_num_threads', 'set_tokenizer_files', 'together', 'token_nll', 'tokens_read', 'trace_mudd', 'train']
 class BuildInfo:
     @property
     def commit(self) -> str:
@@ -619,6 +619,8 @@ def cca_remove(model: Decoder) -> None:
 def chain_of_thought(u: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], w: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], strings: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], truncated: bool, attention_scale: typing.SupportsFloat) -> numpy.typing.NDArray[numpy.int64]:
     ...
 def cpu_isa() -> str:
+    ...
+def cuda_train_is_verified() -> bool:
     ...
 def detected_cpu_isa() -> str:
     ...

@@ -5,6 +5,8 @@ Token s (a = 0, b = 1) at position l = 1..L is entry 2(l-1)+s of u, and of a row
 (query) of w; logits are w / attention_scale. A positive score T means a (0), or label +1.
 """
 
+import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
@@ -95,7 +97,8 @@ def train(
     embedding: "orthonormal"; "gaussian", entries N(0, 1 / embedding_dim); "token_position",
         (token + position) / sqrt(2). Others than the first need method "strings" or "fold".
     embedding_dim: 1..4096, read by "gaussian" only.
-    device: "cuda" serves methods "strings" and "fold" with optimizer "gd", where a GPU is found.
+    device: "cuda" serves methods "strings" and "fold" with optimizer "gd", where a GPU is found. As
+        long as its kernels have passed their tests on no GPU, a UserWarning says so once.
 
     Raises ValueError before any work, naming the argument; ValueError too once the loss is no
     longer finite. float64; the same bits for any number of threads.
@@ -130,6 +133,8 @@ def train(
     if options.embedding == "gaussian":
         options.embedding_dim = _arguments.integer(name, "embedding_dim", embedding_dim, 1, 4096)
     options.device = _arguments.text(name, "device", device)
+    if options.device == "cuda" and not _core.cuda_train_is_verified():
+        _say_unverified()
     result = _core.train(options)
     return {
         "step": result.step,
@@ -140,6 +145,15 @@ def train(
         "u_norm": result.u_norm,
         "w": result.w,
     }
+
+
+@functools.cache
+def _say_unverified() -> None:
+    text = (
+        'train: device "cuda" runs kernels that were not yet seen to pass their tests on a GPU '
+        "(one_layer_fold, one_layer_loop)"
+    )
+    warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _record(record: Sequence[int] | Array | None, num_steps: int) -> list[int]:

@@ -74,9 +74,9 @@ void for_each_block(const at::Tensor& query, const Choice& choice, F&& body) {
   }
 }
 
-// Whether gathering reads and writes memory itself.
+// Whether gathering reads and writes memory itself. On a GPU nothing is missing: it is LibTorch's.
 bool is_for_cpu(const at::Tensor& query) {
-  return ops::route_of(kFunction, query, "q") == ops::Route::kCpu;
+  return !query.is_cuda() && ops::route_of(kFunction, query, "q") == ops::Route::kCpu;
 }
 
 // [B, H, T, ...] as the block's rows of heads: [n, 1, size, ...], a view.

@@ -45,6 +45,11 @@ enum class Embedding {
 
 enum class Device { kCpu, kCuda };
 
+/// Whether kCuda was seen to pass its tests on a GPU: the tables in
+/// kernels/one_layer_fold/README.md and kernels/one_layer_loop/README.md say where. Until then it
+/// runs all the same where it is asked for, and Python says so once.
+inline constexpr bool kCudaIsVerified = false;
+
 struct TrainOptions {
   Task task = Task::kEvenPairs;
   int max_length = 6;              ///< Longest string; 2 * base_length - 2 for kParityCot.
