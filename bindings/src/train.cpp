@@ -39,8 +39,9 @@ using Columns = std::tuple<std::vector<double>, std::vector<double>, std::vector
 using GetState = std::function<std::string()>;
 using SetState = std::function<void(const std::string&)>;
 
-// Rows, labels, mask.
-using Given = std::tuple<at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>>;
+// Rows, labels, mask, types of tokens.
+using Given = std::tuple<at::Tensor, std::optional<at::Tensor>, std::optional<at::Tensor>,
+                         std::optional<at::Tensor>>;
 
 template <class Model>
 Columns fit(Model& model, const train::FitOptions& options,
@@ -53,9 +54,9 @@ Columns fit(Model& model, const train::FitOptions& options,
     return train::StepReply{goes_on, {measures.begin(), measures.end()}, is_interrupted};
   };
   const auto global_batch = [&batch](std::int64_t step) {
-    auto [rows, labels, mask] = batch(step);
-    return train::Batch(std::move(rows), labels.value_or(at::Tensor()),
-                        mask.value_or(at::Tensor()));
+    auto [rows, labels, mask, types] = batch(step);
+    return train::Batch(std::move(rows), labels.value_or(at::Tensor()), mask.value_or(at::Tensor()),
+                        types.value_or(at::Tensor()));
   };
   train::FitCallbacks callbacks{global_batch, report};
   if (data_state && load_data_state) {

@@ -120,6 +120,7 @@ void Config::validate() const {
   check(device == "cpu" || device == "cuda", "device must be cpu or cuda", device);
   check(dtype == "float32" || dtype == "float64" || dtype == "bfloat16",
         "dtype must be float32, float64 or bfloat16", dtype);
+  check(vit_half_pixel > 0.0, "vit_half_pixel must be > 0", std::to_string(vit_half_pixel));
   check(are_different(learning_rates), "learning_rates must be different numbers", "others");
   check(are_different_seeds(seeds, sweep_seeds), "seeds and sweep_seeds must be different numbers",
         "others");

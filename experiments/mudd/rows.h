@@ -45,6 +45,7 @@ struct Config {
   std::int64_t fig9_window = 2;
   // Vision transformers of Table 9 on pictures; rates and seeds of sweeps as above.
   std::string pictures = "digits";
+  double vit_half_pixel = 8.0;  // pixels of 0 to twice this become -1 to 1
   std::int64_t vit_layers = 6;
   std::int64_t vit_width = 32;
   std::int64_t vit_heads = 4;
@@ -103,6 +104,7 @@ struct Config {
     visit("fig3_bytes_per_parameter", fig3_bytes_per_parameter);
     visit("fig9_window", fig9_window);
     visit("pictures", pictures);
+    visit("vit_half_pixel", vit_half_pixel);
     visit("vit_layers", vit_layers);
     visit("vit_width", vit_width);
     visit("vit_heads", vit_heads);

@@ -30,12 +30,11 @@ namespace {
 
 constexpr char kPlain[] = "vit";
 constexpr char kDense[] = "muddvit";
-constexpr double kHalfRange = 8.0;  // pixels are 0..16 and become -1..1
 
 // All pictures of a folder, a fifth of them for validation: the same for all runs.
 class Pictures {
  public:
-  Pictures(const std::string& folder, at::ScalarType dtype) {
+  Pictures(const std::string& folder, double half_pixel, at::ScalarType dtype) {
     const data::ImageFolder images(folder);
     for (const std::string& split : images.splits()) {
       append(*images.open(split));
@@ -43,6 +42,11 @@ class Pictures {
     num_validation_ = size() / 5;
     require<ValueError>(num_validation_ >= 1, "mudd", "at least 5 pictures",
                         std::to_string(size()));
+    const int brightest = *std::max_element(all_pixels_.begin(), all_pixels_.end());
+    require<ValueError>(
+        brightest <= 2.0 * half_pixel, "mudd",
+        "pixels of at most twice vit_half_pixel (" + std::to_string(2.0 * half_pixel) + ")",
+        std::to_string(brightest));
     const std::int64_t area = height_ * width_;
     pixels_ = at::empty({size(), 1, height_, width_}, at::kDouble);
     labels_ = at::empty({size()}, at::kLong);
@@ -54,7 +58,7 @@ class Pictures {
       labels[i] = all_labels_[static_cast<std::size_t>(from)];
       for (std::int64_t j = 0; j < area; ++j) {
         const std::uint8_t value = all_pixels_[static_cast<std::size_t>(from * area + j)];
-        pixels[i * area + j] = static_cast<double>(value) / kHalfRange - 1.0;
+        pixels[i * area + j] = static_cast<double>(value) / half_pixel - 1.0;
       }
     }
     pixels_ = pixels_.to(dtype);
@@ -215,7 +219,7 @@ lib::VitConfig vit_config(const Config& config, const std::string& method, std::
 
 void table9(const Config& config, Run& run, const std::string& images) {
   const auto pictures = std::make_shared<const Pictures>(
-      images, config.dtype == "float64" ? at::kDouble : at::kFloat);
+      images, config.vit_half_pixel, config.dtype == "float64" ? at::kDouble : at::kFloat);
   Config own = config;
   own.num_layers = config.vit_layers;
   own.d_model = config.vit_width;

@@ -245,7 +245,12 @@ def test_targets_that_nobody_names_are_peft_s_own(folder):
         ({"init_lora_weights": "pissa"}, "init_lora_weights must be .*, got 'pissa'"),
         ({"modules_to_save": "lm_head"}, "modules_to_save must be a list of str or None, got 'lm_"),
         ({"modules_to_save": ["lm_head"]}, r"has no tensor 'base_model.model.lm_head.weight'"),
-        ({"modules_to_save": ["mlp"]}, "must not hold a layer of target_modules, got model.layers"),
+        ({"modules_to_save": ["mlp"]}, "has no tensor 'base_model.model.model.layers.0.mlp.gate"),
+        ({"modules_to_save": ["proj"]}, "must not hold a layer of target_modules, got model.layer"),
+        (
+            {"modules_to_save": ["model.layers"]},
+            r"must match .* outside modules_to_save \['model.layers'\], got '.*q_proj",
+        ),
         ({"use_dora": True}, "use_dora = True could change the results"),
         ({"lora_bias": True}, "lora_bias = True could change"),
         ({"layers_to_transform": [0]}, r"layers_to_transform = \[0\] could change"),

@@ -71,7 +71,8 @@ def test_training_gives_the_weights_of_transformers():
         (lambda x: x[:, :1], r"pixels must be \[B, 2, 12, 12\], got \[3, 1, 12, 12\]"),
         (lambda x: x[..., :8], r"got \[3, 2, 12, 8\]"),
         (lambda x: x[0], r"got \[2, 12, 12\]"),
-        (lambda x: x.to(torch.uint8), "pixels must be floating, got"),
+        (lambda x: x.to(torch.uint8), "pixels must be floating, got torch.uint8"),
+        (lambda x: x.to(torch.uint8).numpy(), "pixels must be floating, got uint8"),
         (lambda x: x.to_sparse(), "pixels must be strided"),
     ],
 )

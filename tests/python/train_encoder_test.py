@@ -69,11 +69,12 @@ def pictures(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return noise + labels.view(4, 1, 1, 1), labels
 
 
-def texts(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def texts(step: int) -> tuple[torch.Tensor, ...]:
     tokens = cases.counting(step, 4, 6) % 17
     mask = torch.ones_like(tokens)
     mask[0, 4:] = 0
-    return tokens, tokens[:, 0] % LABELS, mask
+    types = (torch.arange(tokens.shape[1]) > tokens[:, :1] % 5).long()
+    return tokens, tokens[:, 0] % LABELS, mask, types
 
 
 def vit_logits(p: Parameters, pixels: torch.Tensor) -> torch.Tensor:
@@ -161,21 +162,32 @@ def test_steps_are_those_of_the_definition(name: str, accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_tokens_with_a_mask(name: str) -> None:
-    model, other = bert(), bert()
+def test_tokens_with_a_mask_and_types(name: str) -> None:
+    model, other = bert(), bert(problem_type="single_label_classification")
 
     def loss_of(_: Parameters, step: int) -> torch.Tensor:
-        tokens, labels, mask = texts(step)
-        return functional.cross_entropy(other(tokens, mask), labels)
+        tokens, labels, mask, types = texts(step)
+        return functional.cross_entropy(other(tokens, mask, types), labels)
 
     losses = by_torch(dict(other.named_parameters()), loss_of, name)
-    history = train.fit(model, texts, steps=STEPS, learning_rate=RATE, **OPTIMIZERS[name])
+    options = OPTIMIZERS[name] | {"steps": STEPS, "learning_rate": RATE, "accumulate": 2}
+    history = train.fit(model, texts, **options)
     assert history["loss"] == pytest.approx(losses, rel=TOLERANCE)
     for key, value in other.named_parameters():
         mine = model.get_parameter(key).detach()
         torch.testing.assert_close(mine, value.detach(), rtol=0, atol=TOLERANCE, msg=key)
-    unmasked = train.fit(bert(), lambda step: texts(step)[:2], steps=1, learning_rate=RATE)
-    assert unmasked["loss"] != history["loss"][:1]
+
+
+def test_masks_and_types_may_be_left_out() -> None:
+    tokens, labels, mask, types = (x.numpy() for x in texts(0))
+    losses = set()
+    for given in ((), (None, types), (mask,), (mask, None), (mask, types.astype(np.uint8))):
+        expected = functional.cross_entropy(bert()(tokens, *given), torch.from_numpy(labels))
+        data: Any = (tokens, labels, *given)
+        history = train.fit(bert(), lambda _, data=data: data, steps=1, learning_rate=RATE)
+        assert history["loss"] == pytest.approx([expected.item()], rel=TOLERANCE)
+        losses.add(history["loss"][0])
+    assert len(losses) == 4
 
 
 def test_arrays_bfloat16_and_other_devices_dtypes() -> None:
@@ -215,15 +227,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     [
         (lambda x, y: x, TypeError, r"must return \(rows, labels\) or .*, got Tensor"),
         (lambda x, y: (x,), TypeError, "got 1 values"),
+        (lambda x, y: (x, y, None, None, None), TypeError, "got 5 values"),
         (lambda x, y: (x, y + 3), ValueError, r"labels in 0..num_labels - 1 \(2\), got [345]"),
         (lambda x, y: (x, y - 3), ValueError, r"labels in 0..num_labels - 1 \(2\), got -3"),
         (lambda x, y: (x, y.float()), TypeError, "labels must be integers, got torch.float32"),
         (lambda x, y: (x, y[:3]), ValueError, r"labels \[4\], one a row, got \[3\]"),
         (lambda x, y: (x, y[:, None]), ValueError, r"labels must be \[B\], got \[4, 1\]"),
-        (lambda x, y: (x.long(), y), TypeError, "floating pixels, got Long"),
+        (lambda x, y: (x.byte(), y), TypeError, "pixels must be floating, got torch.uint8"),
+        (lambda x, y: (x.byte().numpy(), y), TypeError, "pixels must be floating, got uint8"),
         (lambda x, y: (x[:, :, 1:], y), ValueError, r"pixels \[B, 1, 6, 6\] with B >= 1, got \[4"),
         (lambda x, y: (x * math.inf, y), ValueError, "return finite pixels"),
         (lambda x, y: (x, y, y), ValueError, "no mask with pixels"),
+        (lambda x, y: (x, y, None, y[:, None]), ValueError, "no token_type_ids with pixels"),
+        (lambda x, y: (x, y, None, y), ValueError, r"token_type_ids must be \[B, T\], got \[4\]"),
+        (lambda x, y: (x, y, None, x[0, 0]), TypeError, "token_type_ids must be integers, got"),
         (lambda x, y: (x[:3], y[:3]), ValueError, r"accumulate must divide the batch's rows \(3\)"),
     ],
 )
@@ -254,6 +271,42 @@ def test_models_without_labels_of_sequences_are_refused() -> None:
         train.fit(tokens, texts, steps=1, learning_rate=RATE)
     with pytest.raises(ValueError, match=r"^fit: model must have num_labels >= 2, got 1"):
         train.fit(bert(num_labels=1), texts, steps=1, learning_rate=RATE)
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression", ""])
+def test_losses_of_other_problems_are_refused(kind: str) -> None:
+    with pytest.raises(
+        ValueError,
+        match=f'^fit: problem_type must be single_label_classification or absent, got "{kind}"$',
+    ):
+        train.fit(bert(problem_type=kind), texts, steps=1, learning_rate=RATE)
+
+
+def test_types_of_tokens_that_the_model_does_not_have() -> None:
+    def data(change: int) -> Any:
+        tokens, labels, _, types = texts(0)
+        return lambda step: (tokens, labels, None, types + change)
+
+    model = bert(type_vocab_size=2)
+    for change, got in ((1, 2), (-1, -1)):
+        with pytest.raises(
+            ValueError, match=rf"^fit: .* token_type_ids in 0..type_vocab_size - 1 \(1\), got {got}"
+        ):
+            train.fit(model, data(change), steps=1, learning_rate=RATE)
+    settings = {
+        "model_type": "distilbert",
+        "architectures": ["DistilBertForSequenceClassification"],
+        "vocab_size": 17,
+        "dim": WIDTH,
+        "hidden_dim": 12,
+        "n_layers": 1,
+        "n_heads": HEADS,
+        "max_position_embeddings": 9,
+        "num_labels": LABELS,
+    }
+    untyped = nn.from_config(settings, dtype="float64")
+    history = train.fit(untyped, data(1), steps=1, learning_rate=RATE)  # not read
+    assert math.isfinite(history["loss"][0])
 
 
 def test_a_loss_that_is_not_finite_names_the_tensor() -> None:

@@ -154,6 +154,17 @@ def test_encoders_in_two_processes_are_one(two: Results) -> None:
     for rank in two:
         assert rank["encoder"] == history
         assert largest_difference(rank["weights"]["encoder"], dict(model.state_dict())) == 0.0
+    for optimizer, bound in (("sgd", 1e-6), ("adamw", CLOSE["adamw"])):
+        name = f"vit-{optimizer}"
+        model, history = worker.vit_run(1, optimizer)
+        assert two[0][name] == two[1][name]
+        assert two[0][name]["loss"] == pytest.approx(history["loss"], rel=0, abs=1e-6)
+        expected = dict(model.state_dict())
+        given = dict(two[0]["weights"][name])
+        if optimizer == "adamw":  # a key's bias changes no probability; it follows rounding alone
+            for key in [key for key in expected if key.endswith("key.bias")]:
+                del expected[key], given[key]
+        assert largest_difference(given, expected) <= bound
 
 
 def test_the_timeout_is_that_of_the_environment(

@@ -38,6 +38,20 @@ ENCODER: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_labels": 3,
 }
+VIT: dict[str, Any] = {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 4,
+    "patch_size": 2,
+    "num_channels": 1,
+    "num_labels": 3,
+    "initializer_range": 0.3,
+}
+VIT_RATE = 1e-3  # ten times more may spread rounding over all tensors
 KEPT: dict[str, Any] = {"steps": 8, "learning_rate": RATE, "schedule": "cosine", "clip_norm": 0.5}
 
 Folder = Path
@@ -76,15 +90,27 @@ def freed(model: nn.Decoder) -> bool:
     return all(value.grad is None for value in model.parameters())
 
 
-def labelled(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+def labelled(step: int) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:
     tokens = batch(step)
-    return tokens, tokens[:, 0] % 3
+    return tokens, tokens[:, 0] % 3, None, tokens % 2
+
+
+def pictures(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.arange(ROWS) % 3
+    return torch.randn(ROWS, 1, 4, 4, generator=generator) + labels.view(-1, 1, 1, 1), labels
 
 
 def encoder_run(seed: int, accumulate: int) -> tuple[nn.Model, dict[str, list[float]]]:
     model = nn.from_config(ENCODER, seed=seed)
     options: dict[str, Any] = {"steps": 3, "learning_rate": RATE, "accumulate": accumulate}
     return model, train.fit(model, labelled, **options)
+
+
+def vit_run(seed: int, optimizer: str) -> tuple[nn.Model, dict[str, list[float]]]:
+    model = nn.from_config(VIT, seed=seed)
+    options: dict[str, Any] = {"steps": STEPS, "learning_rate": VIT_RATE, "optimizer": optimizer}
+    return model, train.fit(model, pictures, **options)
 
 
 def errors(results: Results, rank: int) -> None:
@@ -183,6 +209,9 @@ def main() -> None:
         all_runs(results, weights, rank, list(RUNS))
         model, results["encoder"] = encoder_run(seed=rank + 1, accumulate=1)
         weights["encoder"] = dict(model.state_dict())
+        for optimizer in ("sgd", "adamw"):
+            model, results[f"vit-{optimizer}"] = vit_run(rank + 1, optimizer)
+            weights[f"vit-{optimizer}"] = dict(model.state_dict())
         world = distributed.group.WORLD
         results["timeout"] = world._get_backend(
             torch.device("cpu")

@@ -203,6 +203,17 @@ def real_array(
     return np.ascontiguousarray(array, dtype=np.float64)
 
 
+def floating_array(
+    function: str, name: str, value: object, shape: str, ndim: int
+) -> npt.NDArray[np.float64]:
+    """`value` as `real_array` has it; integers are not taken for one."""
+    array = _array(function, name, value)
+    if array.dtype.kind != "f":
+        raise _fail_type(function, name, "floating", array)
+    _shape(function, name, array, shape, ndim)
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
 def integer_array(function: str, name: str, value: object, shape: str, ndim: int) -> Array:
     """`value` as an array of some integer dtype."""
     array = _array(function, name, value)

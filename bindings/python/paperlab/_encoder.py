@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
-from paperlab import _arguments, _core
+from paperlab import _core
 from paperlab._module import CppModule, Tokens
-from paperlab._tokens import mask_tensor, token_tensor
+from paperlab._tokens import mask_tensor, pixel_tensor, token_tensor
 
 Mask = torch.Tensor | npt.NDArray[Any]
 Pixels = torch.Tensor | npt.NDArray[Any]
@@ -118,10 +117,7 @@ class ImageEncoder(_Encoder):
         return self.core.hidden_pixels(self._pixels("hidden", pixels))
 
     def _pixels(self, function: str, pixels: Pixels) -> torch.Tensor:
-        if not isinstance(pixels, torch.Tensor):
-            array = _arguments.real_array(function, "pixels", pixels, "[B, C, H, W]", 4)
-            pixels = torch.from_numpy(np.array(array))
-        return pixels.to(next(self.parameters()).device)
+        return pixel_tensor(function, pixels).to(next(self.parameters()).device)
 
 
 def is_encoder(model_type: object) -> bool:

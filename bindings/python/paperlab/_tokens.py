@@ -1,4 +1,4 @@
-"""Tokens and masks as tensors; what is refused names the function and the argument."""
+"""Tokens, masks and pixels as tensors; what is refused names the function and the argument."""
 
 from typing import Any
 
@@ -40,6 +40,16 @@ def mask_tensor(function: str, mask: torch.Tensor | npt.NDArray[Any] | None) -> 
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{function}: attention_mask must be a tensor or array of numbers")
     return torch.from_numpy(np.asarray(array != 0))
+
+
+def pixel_tensor(function: str, pixels: torch.Tensor | npt.NDArray[Any]) -> torch.Tensor:
+    """`pixels` as a tensor, an array as a copy; integers, 0..255 say, nobody has scaled yet."""
+    if not isinstance(pixels, torch.Tensor):
+        array = _arguments.floating_array(function, "pixels", pixels, "[B, C, H, W]", 4)
+        return torch.from_numpy(np.array(array))
+    if not pixels.is_floating_point():
+        raise TypeError(f"{function}: pixels must be floating, got {pixels.dtype}")
+    return pixels
 
 
 def _check_layout(function: str, name: str, tensor: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from paperlab import _arguments, _core, _processes
-from paperlab._tokens import mask_tensor, token_tensor
+from paperlab._tokens import mask_tensor, pixel_tensor, token_tensor
 from paperlab.nn import Decoder, Encoder, ImageEncoder
 
 __all__ = ["StepRecord", "fit"]
@@ -24,7 +24,7 @@ Data = Callable[[int], Array | tuple[Array, ...]]
 StepRecord = _core.StepRecord
 OnStep = Callable[[StepRecord], bool | Mapping[str, float] | None]
 T = TypeVar("T")
-_Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+_Tensors = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 _MOST = 2**53
 _HANDLERS: dict[int, Any] = {  # those that a program has put there stay
@@ -66,12 +66,13 @@ def fit(
     cross-entropy of a decoder's next token, or of an encoder's logits with the labels.
 
     model: what `nn.load` or `nn.from_config` returns, of encoders those that classify sequences or
-    pictures, with two labels or more; parameters that require gradients are trained. data: returns
-    a step's batch: for a decoder integers [B, T + 1]; for an encoder (tokens [B, T], labels [B]),
-    with an attention mask [B, T] as a third if there is one, or (pixels [B, C, H, W], labels [B]);
-    labels are integers in 0..num_labels-1. It is a function of the step alone, or has `state()` and
-    `load_state(state)`, as `data.Sampler`: its state, JSON values, is kept with each checkpoint and
-    given back when a run goes on.
+    pictures, with two labels or more, one a sequence (no other `problem_type`); parameters that
+    require gradients are trained. data: returns a step's batch: for a decoder integers [B, T + 1];
+    for an encoder (floating pixels [B, C, H, W], labels [B]) or (tokens [B, T], labels [B][,
+    attention_mask [B, T] or None[, token_type_ids [B, T]]]); labels are integers in
+    0..num_labels-1, types as in `nn.Encoder.forward`. It is a function of the step alone, or has
+    `state()` and `load_state(state)`, as `data.Sampler`: its state, JSON values, is kept with each
+    checkpoint and given back when a run goes on.
     optimizer: adamw | sgd (`momentum`; weight_decay is added to the gradient) | adafactor, with
     the formulas of torch.optim. no_decay: fnmatch patterns of parameters that do not decay; one of
     them must match.
@@ -147,35 +148,46 @@ class _Work(NamedTuple):
 
 
 def _batches(model: Model, data: Data) -> Callable[[SupportsInt], _Tensors]:
-    """A step's rows, labels and mask as tensors."""
+    """A step's rows, labels, mask and types of tokens as tensors."""
 
     def tokens(step: SupportsInt) -> _Tensors:
+        function = f"fit: data({step})"
         given: Any = data(int(step))
-        return model.token_ids(f"fit: data({step})", given), None, None
+        if isinstance(given, tuple | list) and any(_is_matrix(x) for x in given):
+            raise TypeError(
+                f"{function} must return tokens [B, T + 1] alone for a decoder, got a "
+                f"{type(given).__name__} of {len(given)}"
+            )
+        return model.token_ids(function, given), None, None, None
 
     def examples(step: SupportsInt) -> _Tensors:
         function = f"fit: data({step})"
         given: Any = data(int(step))
-        if not isinstance(given, tuple | list) or len(given) not in (2, 3):
+        if not isinstance(given, tuple | list) or not 2 <= len(given) <= 4:
             got = (
                 f"{len(given)} values" if isinstance(given, tuple | list) else type(given).__name__
             )
             raise TypeError(
-                f"{function} must return (rows, labels) or (tokens, labels, mask), got {got}"
+                f"{function} must return (rows, labels) or (tokens, labels, mask[, "
+                f"token_type_ids]), got {got}"
             )
         labels = token_tensor(function, given[1], "[B]", 1, "labels").long()
-        mask = mask_tensor(function, given[2]) if len(given) == 3 else None
+        mask = mask_tensor(function, given[2]) if len(given) > 2 else None
+        types = given[3] if len(given) > 3 else None
+        if types is not None:
+            types = token_tensor(function, types, "[B, T]", 2, "token_type_ids").long()
         if isinstance(model, Encoder):
-            return model.token_ids(function, given[0]), labels, mask
-        return _pixels(function, given[0]), labels, mask
+            return model.token_ids(function, given[0]), labels, mask, types
+        return pixel_tensor(function, given[0]), labels, mask, types
 
     return tokens if isinstance(model, Decoder) else examples
 
 
-def _pixels(function: str, given: Array) -> torch.Tensor:
-    if isinstance(given, torch.Tensor):
-        return given
-    return torch.from_numpy(_arguments.real_array(function, "pixels", given, "[B, C, H, W]", 4))
+def _is_matrix(x: object) -> bool:
+    """Whether it is a batch of its own, not a row of one."""
+    if isinstance(x, tuple | list):
+        return bool(x) and isinstance(x[0], tuple | list)
+    return int(getattr(x, "ndim", 0)) > 1
 
 
 def _options(

@@ -51,7 +51,9 @@ Mapping::Mapping(int descriptor, std::uint64_t num_bytes, bool is_writable, cons
     return;
   }
   const int protection = PROT_READ | (is_writable ? PROT_WRITE : 0);
-  void* data = mmap(nullptr, num_bytes, protection, MAP_PRIVATE, descriptor, 0);
+  // The system would keep memory for a copy of all that may be written: more than there may be.
+  const int flags = MAP_PRIVATE | (is_writable ? MAP_NORESERVE : 0);
+  void* data = mmap(nullptr, num_bytes, protection, flags, descriptor, 0);
   if (data == MAP_FAILED) {
     throw_io_error(path, errno);
   }

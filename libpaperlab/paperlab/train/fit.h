@@ -73,9 +73,9 @@ struct History {
 };
 
 /// Trains in place the parameters that require gradients: a decoder's by the mean cross-entropy of
-/// the next token, an encoder's, which must classify sequences (EncoderOutput::kSequence), by that
-/// of its logits with the labels. The same bits from run to run at one number of threads (and
-/// processes), and after any interruption.
+/// the next token, an encoder's, which must classify sequences (EncoderOutput::kSequence) by one
+/// label each, by that of its logits with the labels. The same bits from run to run at one number
+/// of threads (and processes), and after any interruption.
 ///
 /// Several processes give the same arguments (`out` and on_step may differ) and the same batches.
 /// Each computes the rows from rank * B / size to (rank + 1) * B / size - 1. All begin with the

@@ -91,8 +91,10 @@ class DecoderModel final : public Model {
     const bool is_shaped = rows.defined() && rows.dim() == 2 && rows.size(0) >= 1;
     require<ValueError>(is_shaped && rows.size(1) >= 2, kFunction,
                         source + "return [B, T + 1] with B, T >= 1", shape_of(rows));
-    require<ValueError>(!batch.labels.defined() && !batch.attention_mask.defined(), kFunction,
-                        source + "return tokens alone for a decoder", "labels or a mask too");
+    const bool is_alone = !batch.labels.defined() && !batch.attention_mask.defined() &&
+                          !batch.token_type_ids.defined();
+    require<ValueError>(is_alone, kFunction, source + "return tokens alone for a decoder",
+                        "labels, a mask or types too");
     check_is_int64(rows, source + "return tokens");
     const nn::DecoderConfig& config = model_.decoder->config();
     require<ValueError>(rows.size(1) - 1 <= config.max_positions, kFunction,
@@ -135,6 +137,14 @@ const char* form_of(nn::EncoderOutput output) {
   return "no head";
 }
 
+// Of transformers' losses the one of cross-entropy with one label a sequence; the others, of
+// numbers and of several labels, are not computed here.
+void check_problem_type(const Json& settings) {
+  const Json type = settings.value("problem_type", Json());
+  require<ValueError>(type.is_null() || type == "single_label_classification", kFunction,
+                      "problem_type must be single_label_classification or absent", type.dump());
+}
+
 class EncoderModel final : public Model {
  public:
   explicit EncoderModel(nn::HfEncoder& model) : model_(model) {
@@ -142,6 +152,7 @@ class EncoderModel final : public Model {
                         "model must classify sequences or pictures (...ForSequenceClassification, "
                         "...ForImageClassification)",
                         std::string("an encoder with ") + form_of(config().output));
+    check_problem_type(model_.directory.config);
     require<ValueError>(config().num_labels >= 2, kFunction, "model must have num_labels >= 2",
                         std::to_string(config().num_labels));
   }
@@ -198,6 +209,7 @@ class EncoderModel final : public Model {
     nn::EncoderInput input;
     (nn::reads_pixels(config()) ? input.pixels : input.tokens) = batch.rows;
     input.attention_mask = batch.attention_mask;
+    input.token_type_ids = batch.token_type_ids;
     return input;
   }
 
@@ -217,6 +229,8 @@ class EncoderModel final : public Model {
                         source + "return finite pixels", "others");
     require<ValueError>(!batch.attention_mask.defined(), kFunction,
                         source + "return no mask with pixels", "one");
+    require<ValueError>(!batch.token_type_ids.defined(), kFunction,
+                        source + "return no token_type_ids with pixels", "some");
   }
 
   void check_tokens(const Batch& batch, const std::string& source) const {
@@ -236,6 +250,22 @@ class EncoderModel final : public Model {
     require<ValueError>(!mask.defined() || mask.sizes() == rows.sizes(), kFunction,
                         source + "return a mask of the shape of tokens " + shape_of(rows),
                         shape_of(mask));
+    if (batch.token_type_ids.defined()) {
+      check_token_types(batch, source);
+    }
+  }
+
+  void check_token_types(const Batch& batch, const std::string& source) const {
+    const at::Tensor& types = batch.token_type_ids;
+    require<ValueError>(
+        types.sizes() == batch.rows.sizes(), kFunction,
+        source + "return token_type_ids of the shape of tokens " + shape_of(batch.rows),
+        shape_of(types));
+    check_is_int64(types, source + "return token_type_ids");
+    if (config().num_token_types > 0) {  // else the model does not read them
+      check_range(types, config().num_token_types,
+                  source + "return token_type_ids in 0..type_vocab_size - 1");
+    }
   }
 
   // Of the longest row, as the model counts them.

@@ -62,7 +62,8 @@ class PAPERLAB_API Model {
 
 PAPERLAB_API std::unique_ptr<Model> model_of(nn::HfDecoder& decoder);
 
-/// \throws ValueError  unless the encoder classifies sequences, with two labels or more.
+/// \throws ValueError  unless the encoder classifies sequences, with two labels or more, of which a
+///                     sequence has one (problem_type of config.json).
 PAPERLAB_API std::unique_ptr<Model> model_of(nn::HfEncoder& encoder);
 
 }  // namespace paperlab::train

@@ -100,7 +100,8 @@ std::string first_bad_tensor(Model& model, const Batch& batch) {
 template <class F>
 Batch each(const Batch& batch, const F& function) {
   const auto apply = [&](const at::Tensor& x) { return x.defined() ? function(x) : x; };
-  return {apply(batch.rows), apply(batch.labels), apply(batch.attention_mask)};
+  return {apply(batch.rows), apply(batch.labels), apply(batch.attention_mask),
+          apply(batch.token_type_ids)};
 }
 
 Batch rows_of(const Batch& batch, std::int64_t first, std::int64_t count) {
@@ -131,7 +132,8 @@ std::uint64_t hashed(std::uint64_t hash, const at::Tensor& tensor) {
 // FNV-1a over all tensors, their types and shapes, folded to a whole number that a double holds.
 double fingerprint(const Batch& batch) {
   std::uint64_t hash = kNoHash;
-  for (const at::Tensor& tensor : {batch.rows, batch.labels, batch.attention_mask}) {
+  for (const at::Tensor& tensor :
+       {batch.rows, batch.labels, batch.attention_mask, batch.token_type_ids}) {
     hash = tensor.defined() ? hashed(hash, tensor) : hashed(hash, ~std::uint64_t{0});
   }
   return static_cast<double>(hash >> 12U);

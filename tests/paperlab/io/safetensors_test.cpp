@@ -1,10 +1,14 @@
 #include "paperlab/io/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <sys/sysinfo.h>
 
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -219,6 +223,24 @@ TEST_F(SafetensorsTest, MappedBytesCanBeChangedInMemoryOnly) {
   mapping->data()[offset] = std::byte{'y'};
   EXPECT_EQ(scratch_.read("file.safetensors"), raw_file(kTwo, std::string(26, 'x')));
   EXPECT_EQ(InputFile(scratch_.write("empty", "")).map()->data(), nullptr);
+}
+
+// Nothing is kept for copies that nobody makes: a file that the memory cannot hold is mapped too.
+TEST_F(SafetensorsTest, AFileLargerThanTheMemoryIsMapped) {
+  struct sysinfo machine{};
+  ASSERT_EQ(sysinfo(&machine), 0);
+  const std::uint64_t size =
+      (machine.totalram + machine.totalswap) * machine.mem_unit + (1ULL << 30U);
+  const std::string path = scratch_.write("sparse", "");
+  std::error_code error;
+  std::filesystem::resize_file(path, size, error);
+  if (error) {
+    GTEST_SKIP() << "this file system holds no file of " << size << " bytes";
+  }
+  const std::shared_ptr<Mapping> mapping = InputFile(path).map(true);
+  mapping->data()[size - 1] = std::byte{'y'};
+  EXPECT_EQ(mapping->data()[size - 1], std::byte{'y'});
+  EXPECT_EQ(mapping->data()[size / 2], std::byte{0});
 }
 
 TEST_F(SafetensorsTest, ParallelReadsOfLargeRangesGetEveryByte) {

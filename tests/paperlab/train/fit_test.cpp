@@ -170,12 +170,25 @@ TEST(Fit, RefusesBatchesThatEncodersCannotRead) {
   EXPECT_EQ(message(pixels, {picture.div(0.0), good.labels}), data + "finite pixels, got others");
   EXPECT_EQ(message(tokens, {good.rows, good.labels, good.labels}),
             data + "a mask of the shape of tokens [2, 7], got [2]");
+  const at::Tensor& types = good.token_type_ids;
+  EXPECT_EQ(message(tokens, {good.rows, good.labels, {}, types.narrow(1, 0, 6)}),
+            data + "token_type_ids of the shape of tokens [2, 7], got [2, 6]");
+  EXPECT_EQ(message(tokens, {good.rows, good.labels, {}, types.to(at::kInt)}),
+            data + "token_type_ids in int64, got Int");
+  EXPECT_EQ(message(tokens, {good.rows, good.labels, {}, types.add(1)}),
+            data + "token_type_ids in 0..type_vocab_size - 1 (1), got 2");
+  EXPECT_EQ(message(pixels, {picture, good.labels, {}, types}),
+            data + "no token_type_ids with pixels, got some");
   nn::HfEncoder masked = small_encoder(1, {{"architectures", {"BertForMaskedLM"}}});
   EXPECT_EQ(message(masked, good),
             "fit: model must classify sequences or pictures (...ForSequenceClassification, "
             "...ForImageClassification), got an encoder with logits of tokens of the vocabulary");
   nn::HfEncoder one = small_encoder(1, {{"num_labels", 1}});
   EXPECT_EQ(message(one, good), "fit: model must have num_labels >= 2, got 1");
+  nn::HfEncoder many = small_encoder(1, {{"problem_type", "multi_label_classification"}});
+  EXPECT_EQ(message(many, good),
+            "fit: problem_type must be single_label_classification or absent, got "
+            "\"multi_label_classification\"");
 }
 
 TEST(Fit, AnExceptionOfACallbackComesThrough) {

@@ -72,12 +72,13 @@ inline nn::HfEncoder small_vit(std::uint64_t seed = 1) {
                      seed, Json::object());
 }
 
-// Rows of counting() whose label is their first token modulo the labels; the last token is hidden.
+// Rows of counting() whose label is their first token modulo the labels; the last token is hidden,
+// odd ones are of type 1.
 inline Batch labelled(std::int64_t step, std::int64_t rows = 12) {
   const at::Tensor tokens = counting(step, rows);
   at::Tensor mask = at::full(tokens.sizes(), 1, at::kLong);
   mask.select(1, tokens.size(1) - 1).zero_();
-  return {tokens, tokens.select(1, 0).remainder(kLabels), mask};
+  return {tokens, tokens.select(1, 0).remainder(kLabels), mask, tokens.remainder(2)};
 }
 
 // Pictures of one shade each, [rows, 1, 4, 4], which is their label.

@@ -70,7 +70,8 @@ def attach(
     `layers.0.mlp.up_proj`), or a regular expression of whole names, or "all-linear": all but the
     head; by default the queries' and values'. rank_pattern, alpha_pattern: r and alpha by regular
     expressions of ends of names. dropout: of the adapter's input while the model trains.
-    modules_to_save: ends of names of modules that are trained and saved whole (`classifier`).
+    modules_to_save: ends of names of modules that are trained and saved whole (`classifier`);
+    a layer in one is no target, but one must remain.
     dtype: of A and B; by default the model's, float32 for bfloat16 and float16. The names of a ViT
     are those of its files, or those of transformers 5 (`layers.0.attention.q_proj`) if they alone
     fit, and the head of GPT-NeoX is embed_out or lm_head; `save` writes the adapter under these.
@@ -122,10 +123,10 @@ def load(
     directory: adapter_config.json (peft_type LORA) and adapter_model.safetensors with
     `base_model.model.<layer>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]. Read are r,
     lora_alpha, target_modules, lora_dropout, use_rslora, rank_pattern, alpha_pattern and
-    modules_to_save, whose parameters get the file's values until `detach`; a setting that would
-    change the numbers and is not known (use_dora, layers_to_transform, ...) is refused, as are
-    regular expressions with back-references and those that would take long. The names of a ViT
-    may be those of transformers 4 or 5.
+    modules_to_save, whose parameters get the file's values until `detach` and whose layers are no
+    targets; a setting that would change the numbers and is not known (use_dora,
+    layers_to_transform, ...) is refused, as are regular expressions with back-references and those
+    that would take long. The names of a ViT may be those of transformers 4 or 5.
     dtype: of A and B; None: the file's, with products in float32 for bfloat16 and float16.
 
     Raises OSError if a file is missing, ValueError naming the file and the setting or tensor: what

@@ -38,7 +38,8 @@ class Saved:
 def of(source: str, model: CppModule, modules: Sequence[str], targets: Sequence[str]) -> Saved:
     """The parameters of all modules whose names end so, as peft looks them up.
 
-    ValueError if a target of the adapter lies in one, or one is the matrix of a tied head.
+    ValueError if a target of the adapter lies in one (an end as "proj" finds q_proj too; peft
+    cannot save that either), or one is the matrix of a tied head.
     """
     found = [
         name

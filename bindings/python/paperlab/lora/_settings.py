@@ -71,7 +71,10 @@ class Settings:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def targets(self, source: str, names: Sequence[str]) -> list[str]:
-        """Those of the linear layers `names`, a head last, that the adapter changes."""
+        """Those of the linear layers `names`, a head last, that the adapter changes.
+
+        As in peft a layer of modules_to_save is none of them, even where target_modules names it.
+        """
         wanted = self.target_modules
         if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
             has_head = not re.search(r"\.\d+\.", names[-1])  # a head is in no block
@@ -94,7 +97,17 @@ class Settings:
                 f"{source}: target_modules must match a linear layer of the model "
                 f"({_leaves(names)}), got {wanted!a:.60}"
             )
-        return chosen
+        kept = [name for name in chosen if not self._is_saved(name)]
+        if not kept:
+            raise ValueError(
+                f"{source}: target_modules must match a linear layer outside modules_to_save "
+                f"{list(self.modules_to_save)!a:.60}, got {wanted!a:.60}"
+            )
+        return kept
+
+    def _is_saved(self, name: str) -> bool:
+        """Whether a module of modules_to_save is or holds the layer; whole parts of names count."""
+        return any(f".{module}." in f".{name}." for module in self.modules_to_save)
 
 
 def default_targets(model_type: object) -> list[str]:
