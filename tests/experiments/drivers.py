@@ -66,6 +66,13 @@ class Driver:
             env=_environment(),
         )
 
+    def expect_refused(self, out: Path, setting: str, message: str) -> None:
+        """A setting ends it in one line, before any work."""
+        done = self.run(out, "--set", setting)
+        assert done.returncode == 2
+        assert message in done.stderr and done.stderr.count("\n") == 1
+        assert not out.exists()
+
     def run(
         self, out: Path, *arguments: str, before_exec: Callable[[], None] | None = None
     ) -> subprocess.CompletedProcess[str]:

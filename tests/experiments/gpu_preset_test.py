@@ -100,7 +100,4 @@ def test_tasks_of_core_context_attention_go_on_call_by_call(tmp_path: Path) -> N
 def test_sizes_that_cannot_be(tmp_path: Path, setting: str, message: str) -> None:
     driver = driver_of("regular-language")
     driver.preset = "smoke"
-    done = driver.run(tmp_path / "out", "--set", setting)
-    assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    driver.expect_refused(tmp_path / "out", setting, message)
